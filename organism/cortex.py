@@ -1,0 +1,274 @@
+"""The PlasticCortex: one step of reading and learning, as pure functions of an immutable state.
+
+The one reference step for meta-training, evaluation and the daemon: state in, state out,
+gradients flow through everything. Owns the equations of a step; knows nothing of bytes, tasks or
+time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from organism import tensorfile
+from organism.config import CortexConfig, Normalisation
+from organism.genome import Genome
+from organism.readout import INITIAL_LEVELS, deviation, logit, next_levels, statistics
+from organism.rules import make_rule, scaled_delta
+
+STATE_SCHEMA = 1
+
+_KIND = "cortex"
+# A vector this short is rounding error of the centring, not a direction: it must not be blown up
+# to unit norm.
+_UNIT_NORM_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class CortexState:
+    """Everything a cortex carries from one chunk to the next, for a batch of lifetimes.
+
+    Attributes:
+        w: synapses W, ``(batch, d_in, d_hidden)``.
+        short_term: m_ST, ``(batch, d_in)``.
+        long_term: m_LT, ``(batch, d_in)``.
+        mean: running mean μ of the inputs, ``(batch, d_in)``.
+        beta: metabolic gain β, ``(batch,)``.
+        levels: calibration of the readout, familiar and novel, ``(batch, 2)``.
+        steps: steps lived, ``(batch,)`` int64.
+    """
+
+    w: Tensor
+    short_term: Tensor
+    long_term: Tensor
+    mean: Tensor
+    beta: Tensor
+    levels: Tensor
+    steps: Tensor
+
+    @property
+    def float_count(self) -> int:
+        """Floats carried by one lifetime: W, both memories, the mean, β and the calibration."""
+        return sum(getattr(self, f.name)[0].numel() for f in fields(self) if f.name != "steps")
+
+    def detach(self) -> CortexState:
+        """Return the same state cut from the autograd graph."""
+        return CortexState(**{f.name: getattr(self, f.name).detach() for f in fields(self)})
+
+    def to_bytes(self) -> bytes:
+        """Serialise; equal states give equal bytes."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return tensorfile.pack(_KIND, STATE_SCHEMA, {}, tensors)
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> CortexState:
+        """Read a serialised state.
+
+        Raises:
+            TensorFileError: damaged, of another schema, or without one of the state's tensors.
+        """
+        tensors = tensorfile.unpack(blob, _KIND, STATE_SCHEMA).tensors
+        names = [f.name for f in fields(cls)]
+        if sorted(tensors) != sorted(names):
+            raise tensorfile.TensorFileError(
+                f"cortex state has {sorted(tensors)}, expected {sorted(names)}"
+            )
+        return cls(**tensors)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the reading half of a step sees.
+
+    Attributes:
+        mixed: z̃, input and memories mixed, ``(batch, d_in)``.
+        z: β·z̃, the pre-synaptic activity, ``(batch, d_in)``.
+        h: hidden activity, ``(batch, d_hidden)``, in (−1, 1).
+        entropy: H = std(h), the original's proxy, ``(batch,)``.
+        stats: statistics of h that the readout sees, ``(batch, 4)``.
+        logit: log-odds of familiarity, ``(batch,)``.
+    """
+
+    mixed: Tensor
+    z: Tensor
+    h: Tensor
+    entropy: Tensor
+    stats: Tensor
+    logit: Tensor
+
+    @property
+    def familiarity(self) -> Tensor:
+        """Probability that the chunk was lived through, ``(batch,)``."""
+        return torch.sigmoid(self.logit)
+
+
+def innate_weights(config: CortexConfig) -> Tensor:
+    """W₀, ``(d_in, d_hidden)`` float32, drawn from the stored seed.
+
+    ``gaussian`` is N(0, innate_std²) as in [D26 App. C]. ``tight_frame`` sets random orthogonal
+    blocks side by side: unit columns with W₀W₀ᵀ = (d_hidden/d_in)·I, so that before any learning
+    every unit input gets the same ‖zW₀‖, and a difference in response is a memory, not an
+    accident of the draw.
+    """
+    draws = np.random.RandomState(config.innate_seed)
+    d_in, d_hidden = config.d_in, config.d_hidden
+    if config.innate == "gaussian":
+        return (
+            torch.from_numpy(draws.standard_normal((d_in, d_hidden)).astype(np.float32))
+            * config.innate_std
+        )
+    blocks = []
+    for _ in range(-(-d_hidden // d_in)):
+        q, r = np.linalg.qr(draws.standard_normal((d_in, d_in)))
+        blocks.append(q * np.sign(np.diag(r)))
+    return torch.from_numpy(np.concatenate(blocks, axis=1)[:, :d_hidden].astype(np.float32))
+
+
+def newborn(genome: Genome, batch: int = 1) -> CortexState:
+    """State at birth: innate weights, empty memories, β = 1; on θ's device, of its type."""
+    cortex = genome.config.cortex
+    like = genome.theta["log_alpha"]
+    w = innate_weights(cortex).to(like).expand(batch, -1, -1).clone()
+    zeros = like.new_zeros(batch, cortex.d_in)
+    steps = torch.zeros(batch, dtype=torch.int64, device=like.device)
+    return CortexState(
+        w,
+        zeros,
+        zeros,
+        zeros,
+        like.new_ones(batch),
+        like.new_tensor(INITIAL_LEVELS).expand(batch, -1).clone(),
+        steps,
+    )
+
+
+def recall(genome: Genome, state: CortexState, e: Tensor) -> Reading:
+    """Read a cue: z, h, H and familiarity. Changes nothing.
+
+    Mixing and activation are [D26 §4.1], H is [D26 §4.2], β is [D26 §4.3].
+
+    Args:
+        genome: the rule and its configuration.
+        state: a batch of cortices.
+        e: encoded chunks, ``(batch, d_in)``.
+    """
+    config = genome.config.cortex
+    x = _centred(e, state) if config.centring else e
+    if config.memory:
+        c0, c1, c2 = genome.theta["mixing"].unbind()
+        mixed = c0 * x + c1 * state.short_term + c2 * state.long_term
+    else:
+        mixed = x
+    z = state.beta.unsqueeze(1) * mixed
+    h = torch.tanh(torch.bmm(z.unsqueeze(1), state.w).squeeze(1))
+    stats = statistics(h, state.beta, state.levels, config.d_in)
+    return Reading(mixed, z, h, deviation(h), stats, logit(genome.theta["readout"], stats))
+
+
+def step(
+    genome: Genome,
+    state: CortexState,
+    e: Tensor,
+    target: Tensor | None = None,
+    teacher_ratio: float = 0.0,
+) -> tuple[CortexState, Reading]:
+    """Read a chunk, then learn from it. Everything is read before it is updated.
+
+    Plasticity and its normalisation are [D26 §3.3], entropy modulation [D26 §4.2], metabolism
+    [D26 §4.3], memories [D26 §4.1], teacher forcing [D26 §5.2].
+
+    Args:
+        genome: the rule and its configuration.
+        state: a batch of cortices.
+        e: encoded chunks, ``(batch, d_in)``.
+        target: y of teacher forcing, ``(batch, d_hidden)``; needed where ``teacher_ratio`` is not
+            0.
+        teacher_ratio: ρ in [0, 1]; the daemon's is always 0.
+
+    Returns:
+        The next state, and the reading from *before* the learning.
+
+    Raises:
+        ValueError: a teacher ratio without a target.
+    """
+    config = genome.config.cortex
+    reading = recall(genome, state, e)
+    post = reading.h
+    if teacher_ratio:
+        if target is None:
+            raise ValueError(f"teacher_ratio {teacher_ratio} needs a target; pass one, or ρ = 0")
+        post = teacher_ratio * target + (1 - teacher_ratio) * post
+    next_state = CortexState(
+        w=_plasticity(genome, state, reading, post),
+        short_term=_decayed(state.short_term, reading.mixed, config.short_term_decay),
+        long_term=_decayed(state.long_term, reading.mixed, config.long_term_decay),
+        mean=_next_mean(config, state, e),
+        beta=_next_beta(config, state.beta, reading.entropy),
+        levels=_next_levels(config, state.levels, reading),
+        steps=state.steps + 1,
+    )
+    return next_state, reading
+
+
+def plasticity_rate(genome: Genome, entropy: Tensor) -> Tensor:
+    """α = α₀·(1 + gain·H) [D26 §4.2], or α₀ where modulation is off; ``(batch,)``."""
+    config = genome.config.cortex
+    alpha = genome.theta["log_alpha"].exp().expand_as(entropy)
+    return alpha * (1 + config.entropy_gain * entropy) if config.entropy_modulation else alpha
+
+
+def normalise(w: Tensor, normalisation: Normalisation, epsilon: float) -> Tensor:
+    """Divide by the l2 norm, plus ε, over rows, columns or the whole matrix [D26 §3.3]."""
+    dims = {"row": (2,), "column": (1,), "frobenius": (1, 2), "none": ()}[normalisation]
+    if not dims:
+        return w
+    norm: Tensor = torch.linalg.vector_norm(w, dim=dims, keepdim=True)
+    return w / (norm + epsilon)
+
+
+def _plasticity(genome: Genome, state: CortexState, reading: Reading, post: Tensor) -> Tensor:
+    config, w = genome.config, state.w
+    rule = make_rule(config.rule)
+    delta = scaled_delta(
+        rule, genome.theta, config.rule, config.cortex, reading.z, post, w, state.beta
+    )
+    alpha = plasticity_rate(genome, reading.entropy).view(-1, 1, 1)
+    return normalise(
+        w + alpha * delta, config.cortex.normalisation, config.cortex.normalisation_epsilon
+    )
+
+
+def _centred(e: Tensor, state: CortexState) -> Tensor:
+    centred = e - state.mean
+    norm: Tensor = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+    return centred / norm.clamp_min(_UNIT_NORM_FLOOR)
+
+
+def _next_mean(config: CortexConfig, state: CortexState, e: Tensor) -> Tensor:
+    """Plain average while 1/steps exceeds the rate, then exponential: no bias at birth."""
+    if not config.centring:
+        return state.mean
+    rate = (1 / (state.steps + 1).to(e)).clamp_min(config.mean_rate).unsqueeze(1)
+    return torch.lerp(state.mean, e, rate)
+
+
+def _next_beta(config: CortexConfig, beta: Tensor, entropy: Tensor) -> Tensor:
+    if not config.metabolism:
+        return beta
+    factor = torch.where(entropy > config.entropy_threshold, config.beta_fall, config.beta_rise).to(
+        beta
+    )
+    return (beta * factor).clamp(config.beta_min, config.beta_max)
+
+
+def _next_levels(config: CortexConfig, levels: Tensor, reading: Reading) -> Tensor:
+    if not config.calibration:
+        return levels
+    return next_levels(levels, reading.stats, reading.familiarity, config.calibration_rate)
+
+
+def _decayed(memory: Tensor, x: Tensor, decay: float) -> Tensor:
+    return decay * memory + (1 - decay) * x

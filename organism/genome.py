@@ -1,0 +1,164 @@
+"""The genome: θ, the numbers that meta-training learns, and what gives them meaning.
+
+θ holds the rule's parameters, the plasticity rate α₀, the memory mixing c and the familiarity
+readout, under 500 numbers in all. Owns their names and shapes and the genome file; knows nothing
+of how θ is used or trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from organism import tensorfile
+from organism.config import GenomeConfig
+from organism.rules import make_rule
+
+SCHEMA = 1
+MAX_PARAMETERS = 500
+MAX_MEMORY_MIXING = 0.98
+
+_KIND = "genome"
+# Before any training: the smaller the response, outright and between the levels, the more familiar.
+_INITIAL_READOUT = (-2.0, 0.0, 0.0, -2.0, 0.0)
+
+
+class GenomeError(ValueError):
+    """A genome file that cannot be trusted, or θ that does not fit its configuration."""
+
+
+@dataclass(frozen=True)
+class Genome:
+    """A learning rule ready to be lived with.
+
+    Attributes:
+        config: sizes, switches and constants.
+        theta: ``rule.*`` (see ``organism.rules``), ``log_alpha`` (), ``mixing`` (3,) as (c₀, c₁,
+            c₂), and ``readout`` (5,), the statistics' weights and the bias.
+        provenance: where it came from: plain values, shown but never interpreted.
+    """
+
+    config: GenomeConfig
+    theta: Mapping[str, Tensor]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers θ has."""
+        return sum(tensor.numel() for tensor in self.theta.values())
+
+    @cached_property
+    def sha256(self) -> str:
+        """Checksum of the genome's file: equal where configuration, θ and provenance are."""
+        return to_bytes(self)[-32:].hex()
+
+
+def new_genome(config: GenomeConfig, seed: int = 0) -> Genome:
+    """Draw an untrained genome.
+
+    Raises:
+        GenomeError: the configured rule has too many parameters.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    theta = make_rule(config.rule).initial(generator)
+    theta["log_alpha"] = torch.tensor(math.log(config.cortex.alpha))
+    theta["mixing"] = torch.tensor(config.cortex.mixing)
+    theta["readout"] = torch.tensor(_INITIAL_READOUT)
+    genome = Genome(config, theta)
+    if genome.parameter_count >= MAX_PARAMETERS:
+        raise GenomeError(
+            f"θ has {genome.parameter_count} numbers, a genome stays under {MAX_PARAMETERS}: "
+            "lower rule.hidden or the exponents"
+        )
+    return genome
+
+
+def compatible(running: Genome, candidate: Genome) -> bool:
+    """Whether a candidate can take over a living cortex: same encoder, shape and innate weights."""
+
+    def body(genome: Genome) -> tuple[object, ...]:
+        cortex = genome.config.cortex
+        return (
+            genome.config.encoder,
+            cortex.d_in,
+            cortex.d_hidden,
+            cortex.innate,
+            cortex.innate_std,
+            cortex.innate_seed,
+        )
+
+    return body(running) == body(candidate)
+
+
+def to_bytes(genome: Genome) -> bytes:
+    """Serialise as a tensor file of kind ``genome``."""
+    meta = {"config": genome.config.model_dump(mode="json"), "provenance": dict(genome.provenance)}
+    return tensorfile.pack(_KIND, SCHEMA, meta, genome.theta)
+
+
+def from_bytes(blob: bytes) -> Genome:
+    """Read a genome.
+
+    Raises:
+        GenomeError: truncated, damaged, unknown schema, or numbers that do not fit the
+            configuration.
+    """
+    try:
+        content = tensorfile.unpack(blob, _KIND, SCHEMA)
+        config = GenomeConfig.model_validate(content.meta["config"])
+        provenance = content.meta["provenance"]
+    except KeyError as error:
+        raise GenomeError(f"malformed genome file: no {error} in its header") from error
+    except ValidationError as error:
+        raise GenomeError(
+            f"genome file with a configuration this version does not know: {error}"
+        ) from error
+    except tensorfile.TensorFileError as error:
+        raise GenomeError(str(error)) from error
+    genome = Genome(config, content.tensors, provenance)
+    _check(genome)
+    return genome
+
+
+def save(genome: Genome, path: Path) -> None:
+    """Write a genome file."""
+    path.write_bytes(to_bytes(genome))
+
+
+def load(path: Path) -> Genome:
+    """Read a genome file.
+
+    Raises:
+        GenomeError: as ``from_bytes``, or the file cannot be read; the message names the file.
+    """
+    try:
+        return from_bytes(path.read_bytes())
+    except OSError as error:
+        raise GenomeError(f"cannot read genome {path}: {error.strerror}") from error
+    except GenomeError as error:
+        raise GenomeError(f"{path}: {error}") from error
+
+
+def _check(genome: Genome) -> None:
+    expected = {
+        name: tuple(tensor.shape) for name, tensor in new_genome(genome.config).theta.items()
+    }
+    found = {name: tuple(tensor.shape) for name, tensor in genome.theta.items()}
+    if found != expected:
+        raise GenomeError(f"genome has tensors {found}, its configuration needs {expected}")
+    for name, tensor in genome.theta.items():
+        if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
+            raise GenomeError(f"genome tensor {name!r} must hold finite float32 numbers")
+    _, c1, c2 = genome.theta["mixing"].tolist()
+    if abs(c1) + abs(c2) >= 1:
+        raise GenomeError(
+            f"genome's mixing needs |c₁| + |c₂| < 1 for bounded memories, got {c1}, {c2}"
+        )

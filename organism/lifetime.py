@@ -1,0 +1,62 @@
+"""The inner loop: whole batches of lifetimes, lived chunk by chunk [D26 §5.2].
+
+Owns the passing of time; knows nothing of losses or of where the chunks come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from organism.cortex import CortexState, newborn, step
+from organism.genome import Genome
+
+
+@dataclass(frozen=True)
+class Lifetime:
+    """What a batch of lifetimes left behind.
+
+    Attributes:
+        state: the cortices at the end.
+        entropy: H at each step, before learning it, ``(steps, batch)``.
+        logit: log-odds of familiarity at each step, before learning it, ``(steps, batch)``.
+    """
+
+    state: CortexState
+    entropy: Tensor
+    logit: Tensor
+
+
+def live(
+    genome: Genome,
+    inputs: Tensor,
+    state: CortexState | None = None,
+    target: Tensor | None = None,
+    teacher_ratios: Sequence[float] | None = None,
+) -> Lifetime:
+    """Live through a sequence of chunks, from birth or from a given state.
+
+    Args:
+        genome: the rule and its configuration.
+        inputs: encoded chunks, ``(steps, batch, d_in)``.
+        state: where to go on from; None: a newborn.
+        target: y of teacher forcing, ``(batch, d_hidden)``, the same at every step [D26 §5.2].
+        teacher_ratios: ρ of each step; None: 0 throughout, as in the daemon.
+
+    Raises:
+        ValueError: as many ratios as steps are needed, and a target with any ratio above 0.
+    """
+    steps, batch, _ = inputs.shape
+    ratios = [0.0] * steps if teacher_ratios is None else list(teacher_ratios)
+    if len(ratios) != steps:
+        raise ValueError(f"{len(ratios)} teacher ratios for {steps} steps: give one a step")
+    state = newborn(genome, batch) if state is None else state
+    entropy, logit = [], []
+    for e, ratio in zip(inputs, ratios, strict=True):
+        state, reading = step(genome, state, e, target, ratio)
+        entropy.append(reading.entropy)
+        logit.append(reading.logit)
+    return Lifetime(state, torch.stack(entropy), torch.stack(logit))

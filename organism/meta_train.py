@@ -1,0 +1,447 @@
+"""The outer loop, gradient descent on θ [D26 §5.3]: ``python -m organism.meta_train``.
+
+Reads top to bottom: a run and its checkpoint, the loop, the command. Owns the optimiser and the
+guard against numbers that are not finite; knows nothing of what a task is about.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from organism import tensorfile
+from organism.genome import MAX_MEMORY_MIXING, Genome, GenomeError, load, new_genome, save
+from organism.presets import PRESETS, MetaTrainConfig
+from organism.tasks.familiarity import FamiliarityTask
+from organism.tasks.projection import ProjectionTask
+from organism.tasks.protocol import Metrics, Task
+
+TRAINING_SCHEMA = 1
+
+_KIND = "training"
+_WARM_UP_STEPS = 10
+_FINAL_RATE = 0.1
+# The guard: so many skipped steps in a row take θ back to the last good copy, renewed every so
+# many steps, and halve the rate; so many rollbacks end the run.
+_SKIPS_BEFORE_ROLLBACK = 3
+_STEPS_BETWEEN_COPIES = 10
+_ROLLBACKS_BEFORE_FAILURE = 5
+_EXIT_FAILED = 1
+_EXIT_USAGE = 2
+_EXIT_INTERRUPTED = 130
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; the message says why and what to try."""
+
+
+def make_task(config: MetaTrainConfig) -> Task:
+    """Build the task that a configuration names."""
+    if config.task == "projection":
+        return ProjectionTask(config.projection, config.genome, config.seed)
+    return FamiliarityTask(config.familiarity, config.genome, config.seed)
+
+
+class Run:
+    """A run between two outer steps; the one owner of θ and of Adam while it lasts.
+
+    Saved and read again at any step, it ends bit for bit as it would have without the break.
+    """
+
+    def __init__(self, config: MetaTrainConfig, initial: Genome, device: str) -> None:
+        self.config = config
+        self.task = make_task(config)
+        self.theta = {name: tensor.to(device).clone() for name, tensor in initial.theta.items()}
+        self.carry = self.task.begin()
+        self.index = 0
+        self.skipped = 0
+        self.rollbacks = 0
+        self._skips_in_a_row = 0
+        self._learning = {n: t for n, t in self.theta.items() if n.split(".")[0] in config.trained}
+        for tensor in self._learning.values():
+            tensor.requires_grad_()
+        self._adam = torch.optim.Adam(self._learning.values(), lr=config.learning_rate)
+        self._good_copy = self._optimisation()
+
+    @property
+    def genome(self) -> Genome:
+        """The genome as it is now, cut from the autograd graph, on the CPU."""
+        theta = {name: tensor.detach().cpu().clone() for name, tensor in self.theta.items()}
+        training = self.config.model_dump(mode="json", exclude={"genome"})
+        return Genome(self.config.genome, theta, {"training": training, "steps_done": self.index})
+
+    def outer_step(self) -> Metrics:
+        """Take one outer step: live, descend, or skip what is not finite; return what to show.
+
+        Raises:
+            TrainingError: the guard has rolled back too often.
+        """
+        genome = Genome(self.config.genome, self.theta)
+        outcome = self.task.outer_step(genome, self.carry, self.index)
+        self._adam.zero_grad()
+        outcome.loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self._learning.values(), self.config.clip_norm)
+        loss = float(outcome.loss.detach())
+        if math.isfinite(loss) and math.isfinite(float(norm)):
+            self._descend()
+            self.carry = outcome.carry
+        else:
+            self._skip()
+        self.index += 1
+        return {"loss": loss, **outcome.metrics}
+
+    def _descend(self) -> None:
+        for group in self._adam.param_groups:
+            group["lr"] = self._rate()
+        self._adam.step()
+        _bound_mixing(self.theta["mixing"])
+        self._skips_in_a_row = 0
+        if self.index % _STEPS_BETWEEN_COPIES == 0:
+            self._good_copy = self._optimisation()
+
+    def _skip(self) -> None:
+        """Leave θ as it is and start new lives: the old ones may hold what was not finite."""
+        self.carry = self.task.begin()
+        self.skipped += 1
+        self._skips_in_a_row += 1
+        if self._skips_in_a_row < _SKIPS_BEFORE_ROLLBACK:
+            return
+        self._skips_in_a_row = 0
+        self.rollbacks += 1
+        if self.rollbacks >= _ROLLBACKS_BEFORE_FAILURE:
+            raise TrainingError(
+                f"loss or gradient not finite at outer step {self.index}, after {self.rollbacks} "
+                "rollbacks: lower --learning-rate, --clip-norm or --genome.cortex.alpha"
+            )
+        self._restore(self._good_copy)
+
+    def _rate(self) -> float:
+        config = self.config
+        rate = config.learning_rate * 0.5**self.rollbacks
+        if config.schedule == "constant":
+            return rate
+        warm_up = min(1.0, (self.index + 1) / _WARM_UP_STEPS)
+        cosine = 0.5 * (1 + math.cos(math.pi * self.index / config.outer_steps))
+        return rate * warm_up * (_FINAL_RATE + (1 - _FINAL_RATE) * cosine)
+
+    def _optimisation(self) -> dict[str, Tensor]:
+        """Copy θ and Adam's state, by ``theta.`` + name and ``adam.`` + name + key."""
+        tensors = {f"theta.{name}": tensor for name, tensor in self.theta.items()}
+        for name, parameter in self._learning.items():
+            for key, value in self._adam.state[parameter].items():
+                tensors[f"adam.{name}:{key}"] = value
+        return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        for name, tensor in self.theta.items():
+            tensor.copy_(tensors[f"theta.{name}"])
+        for name, parameter in self._learning.items():
+            prefix = f"adam.{name}:"
+            state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            self._adam.state[parameter] = {k: t.clone() for k, t in state.items()}
+
+    def to_bytes(self) -> bytes:
+        """Serialise the run as a tensor file of kind ``training``."""
+        carry = {f"carry.{name}": tensor for name, tensor in self.carry.items()}
+        copy = {f"copy.{name}": tensor for name, tensor in self._good_copy.items()}
+        meta = {
+            "config": self.config.model_dump(mode="json"),
+            "index": self.index,
+            "skipped": self.skipped,
+            "rollbacks": self.rollbacks,
+            "skips_in_a_row": self._skips_in_a_row,
+        }
+        tensors = self._optimisation() | carry | copy
+        return tensorfile.pack(_KIND, TRAINING_SCHEMA, meta, tensors)
+
+    @classmethod
+    def from_bytes(cls, blob: bytes, device: str) -> Run:
+        """Read a run.
+
+        Raises:
+            TensorFileError: damaged, or of another schema.
+            ValidationError: settings that this version does not know.
+        """
+        content = tensorfile.unpack(blob, _KIND, TRAINING_SCHEMA)
+        tensors = {name: tensor.to(device) for name, tensor in content.tensors.items()}
+        config = MetaTrainConfig.model_validate(content.meta["config"])
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+        run = cls(config, Genome(config.genome, under("theta.")), device)
+        run._restore(tensors)
+        run._good_copy = under("copy.")
+        run.carry = under("carry.")
+        run.index = content.meta["index"]
+        run.skipped = content.meta["skipped"]
+        run.rollbacks = content.meta["rollbacks"]
+        run._skips_in_a_row = content.meta["skips_in_a_row"]
+        return run
+
+
+@torch.no_grad()
+def _bound_mixing(mixing: Tensor) -> None:
+    """Project onto |c₁| + |c₂| <= a bound below 1, so that the memories stay bounded."""
+    size = mixing[1:].abs().sum()
+    if size > MAX_MEMORY_MIXING:
+        mixing[1:] *= MAX_MEMORY_MIXING / size
+
+
+def train(run: Run, report: Callable[[int, Metrics], None], stop_asked: Callable[[], bool]) -> bool:
+    """Take a run's outer steps to its end; False where it was asked to stop before.
+
+    Raises:
+        TrainingError: loss or gradient stay other than finite.
+    """
+    while run.index < run.config.outer_steps:
+        if stop_asked():
+            return False
+        shown = run.outer_step()
+        report(run.index, shown)
+    return True
+
+
+class Command(BaseSettings, MetaTrainConfig):
+    """Meta-train a genome. Every setting can be given; what is not comes from --preset."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        cli_prog_name="python -m organism.meta_train",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+    )
+
+    out: Path | None = Field(
+        None, description="where the genome goes; FILE.training holds a run cut short"
+    )
+    json_: bool = Field(False, alias="json", description="last line on stdout: one JSON object")
+    progress: Literal["bar", "json", "none"] = Field("bar", description="on stderr")
+    checkpoint_steps: int = Field(
+        50, ge=1, description="outer steps between two copies of FILE.training"
+    )
+    resume: Path | None = Field(None, description="go on from FILE.training, with its settings")
+    initial_genome: Path | None = Field(
+        None, description="start from this genome and its configuration, and score it too"
+    )
+    device: str = Field("cpu", description="cpu, or cuda where present")
+    threads: int = Field(os.cpu_count() or 1, ge=1, description="cores torch uses")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the preset and the command line, never the environment."""
+        return (init_settings,)
+
+    @property
+    def training(self) -> MetaTrainConfig:
+        """The settings of the run itself."""
+        return MetaTrainConfig.model_validate(
+            self.model_dump(include=set(MetaTrainConfig.model_fields))
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 trained, 1 failed, 2 unusable arguments, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        command = _parse(arguments)
+        torch.set_num_threads(command.threads)
+        run, initial = _prepare(command, arguments)
+    except (ValidationError, GenomeError, tensorfile.TensorFileError, OSError, ValueError) as error:
+        print(f"meta_train: {_explain(error)}", file=sys.stderr)
+        return _EXIT_USAGE
+    started = time.perf_counter()
+    checkpoint = command.out.with_suffix(command.out.suffix + ".training") if command.out else None
+    try:
+        with _progress(command, run) as report, _stop_on_interrupt() as stop_asked:
+            done = train(
+                run, _saving(run, report, checkpoint, command.checkpoint_steps), stop_asked
+            )
+    except TrainingError as error:
+        print(f"meta_train: {error}", file=sys.stderr)
+        return _EXIT_FAILED
+    if not done:
+        return _interrupted(run, checkpoint)
+    _finish(command, run, initial, time.perf_counter() - started)
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    return 0
+
+
+def _parse(arguments: list[str]) -> Command:
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--preset", choices=list(PRESETS), default="daemon")
+    preset = first.parse_known_args(arguments)[0].preset
+    return CliApp.run(Command, cli_args=arguments, **PRESETS[preset].model_dump())
+
+
+def _prepare(command: Command, arguments: list[str]) -> tuple[Run, Genome | None]:
+    """Build the run, and the genome it starts from where one was named."""
+    if command.resume:
+        if command.initial_genome:
+            raise ValueError("--resume goes on with its own genome: leave --initial-genome out")
+        return Run.from_bytes(command.resume.read_bytes(), command.device), None
+    if command.initial_genome is None:
+        initial = new_genome(command.genome, command.seed)
+        return Run(command.training, initial, command.device), None
+    if any(argument.startswith("--genome.") for argument in arguments):
+        raise ValueError("--initial-genome brings its configuration: leave --genome.* out")
+    initial = load(command.initial_genome)
+    config = command.training.model_copy(update={"genome": initial.config})
+    return Run(config, initial, command.device), initial
+
+
+@contextmanager
+def _progress(command: Command, run: Run) -> Iterator[Callable[[int, Metrics], None]]:
+    """Show each outer step on stderr, as the command asks."""
+    total = run.config.outer_steps
+    if command.progress == "none":
+        yield lambda index, metrics: None
+        return
+    if command.progress == "json":
+
+        def report_json(index: int, metrics: Metrics) -> None:
+            print(
+                json.dumps({"step": index, "steps": total, **metrics}), file=sys.stderr, flush=True
+            )
+
+        yield report_json
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[shown]}"),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(run.config.preset, total=total, completed=run.index, shown="")
+
+        def report_bar(index: int, metrics: Metrics) -> None:
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            bar.update(task, completed=index, shown=shown)
+
+        yield report_bar
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a wish to stop between two steps; the second acts at once."""
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _saving(
+    run: Run, report: Callable[[int, Metrics], None], checkpoint: Path | None, every: int
+) -> Callable[[int, Metrics], None]:
+    def report_and_save(index: int, metrics: Metrics) -> None:
+        report(index, metrics)
+        if checkpoint and index % every == 0:
+            _replace(checkpoint, run.to_bytes())
+
+    return report_and_save
+
+
+def _interrupted(run: Run, checkpoint: Path | None) -> int:
+    if checkpoint is None:
+        print(
+            f"meta_train: interrupted at outer step {run.index}; nothing saved, for want of --out",
+            file=sys.stderr,
+        )
+    else:
+        _replace(checkpoint, run.to_bytes())
+        print(
+            f"meta_train: interrupted at outer step {run.index}; go on with --resume {checkpoint}",
+            file=sys.stderr,
+        )
+    return _EXIT_INTERRUPTED
+
+
+def _finish(command: Command, run: Run, initial: Genome | None, seconds: float) -> None:
+    """Measure on held-out lifetimes, save, and print."""
+    genome = run.genome
+    scores = run.task.held_out(genome)
+    if initial is not None:
+        scores |= {f"initial_{name}": value for name, value in run.task.held_out(initial).items()}
+    genome = Genome(genome.config, genome.theta, {**genome.provenance, "scores": scores})
+    if command.out:
+        command.out.parent.mkdir(parents=True, exist_ok=True)
+        save(genome, command.out)
+    summary: dict[str, Any] = {
+        "preset": run.config.preset,
+        "task": run.config.task,
+        "seed": run.config.seed,
+        "outer_steps": run.index,
+        "skipped_steps": run.skipped,
+        "rollbacks": run.rollbacks,
+        "seconds": round(seconds, 2),
+        "parameters": genome.parameter_count,
+        "genome_sha256": genome.sha256,
+        **scores,
+    }
+    if command.json_:
+        print(json.dumps(summary))
+    else:
+        for name, value in summary.items():
+            print(f"{name:32} {value:.4f}" if isinstance(value, float) else f"{name:32} {value}")
+
+
+def _replace(path: Path, blob: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(path.suffix + ".new")
+    temporary.write_bytes(blob)
+    temporary.replace(path)
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        faults = ("--" + ".".join(map(str, e["loc"])) + f": {e['msg']}" for e in error.errors())
+        return "; ".join(faults)
+    return str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Settings of meta-training, and the presets that they start from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from organism.config import CortexConfig, EncoderConfig, GenomeConfig, RuleConfig, Settings
+from organism.tasks.familiarity import FamiliarityConfig
+from organism.tasks.projection import ProjectionConfig
+
+Preset = Literal["original", "original-literal", "daemon"]
+Part = Literal["rule", "log_alpha", "mixing", "readout"]
+
+
+class MetaTrainConfig(Settings):
+    """Everything that decides what a run of meta-training gives, but for the machine it runs on."""
+
+    preset: Preset = Field("daemon", description="where the settings below start from")
+    task: Literal["projection", "familiarity"] = Field("familiarity", description="what to learn")
+    outer_steps: int = Field(100, ge=0, description="outer steps [D26 §8.1: 100]")
+    learning_rate: float = Field(1e-3, gt=0, description="Adam's rate η [D26 §6.4: 0.001]")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant",
+        description="rate over the run; cosine: warmed up over 10 steps, falling to a tenth",
+    )
+    clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    trained: tuple[Part, ...] = Field(
+        ("rule",), description="parts of θ that learn [D26 §5.1: the rule]"
+    )
+    seed: int = Field(0, ge=0, lt=1 << 32, description="seed of θ's start and of every lifetime")
+    genome: GenomeConfig = GenomeConfig()
+    projection: ProjectionConfig = ProjectionConfig()
+    familiarity: FamiliarityConfig = FamiliarityConfig()
+
+
+PRESETS: dict[Preset, MetaTrainConfig] = {
+    # Word for word: the whole-matrix norm, unscaled inputs, one pair an outer step, Adam at 1e-3.
+    "original-literal": MetaTrainConfig(preset="original-literal", task="projection"),
+    # The same sizes, rates, bank and schedule, with what the task needs to be learnable: the row
+    # norm, scaled inputs, the whole bank in each outer step, a faster Adam, α₀ learned too.
+    # Metabolism is off: the original gives no τ, and [D26 App. D] has no β in its inner loop; at
+    # τ = 0.2 β only rises, and |z| outgrows what unit rows can answer.
+    "original": MetaTrainConfig(
+        preset="original",
+        task="projection",
+        learning_rate=1e-2,
+        trained=("rule", "log_alpha"),
+        genome=GenomeConfig(
+            rule=RuleConfig(scaling="sqrt_d"),
+            cortex=CortexConfig(normalisation="row", metabolism=False),
+        ),
+        projection=ProjectionConfig(whole_bank=True),
+    ),
+    # The genome that the daemon ships with.
+    "daemon": MetaTrainConfig(
+        preset="daemon",
+        task="familiarity",
+        outer_steps=600,
+        learning_rate=2e-2,
+        schedule="cosine",
+        trained=("rule", "log_alpha", "mixing", "readout"),
+        genome=GenomeConfig(
+            encoder=EncoderConfig(orders=(3,), buckets=4096),
+            rule=RuleConfig(
+                family="polynomial",
+                post_exponent=3,
+                weight_exponent=2,
+                scaling="sqrt_d",
+                post_clamp=4.0,
+                initialisation="anti_hebb",
+            ),
+            cortex=CortexConfig(
+                d_in=64,
+                d_hidden=256,
+                innate="tight_frame",
+                centring=True,
+                mixing=(1.0, 0.0, 0.0),
+                alpha=0.03,
+                calibration=True,
+                normalisation="column",
+            ),
+        ),
+    ),
+}

@@ -1,0 +1,1 @@
+"""What a genome is meta-trained on: tasks draw lifetimes and say how well they were lived."""

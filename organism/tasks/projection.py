@@ -1,0 +1,92 @@
+"""The original's task: recall a fixed random projection of the cue [D26 §5.4].
+
+The target is a function of the cue, the same for all tasks: this measures regression by
+plasticity, not memory. Targets have a mean square near 0.03, so an MSE says little: NMSE = MSE /
+mean(target²) is reported beside it, 1 for the answer zero.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from organism.config import GenomeConfig, Settings
+from organism.cortex import recall
+from organism.encoder import encode
+from organism.genome import Genome
+from organism.lifetime import live
+from organism.tasks.protocol import Carry, Metrics, Outcome
+
+
+class ProjectionConfig(Settings):
+    """Sizes of the bank and of a lifetime."""
+
+    bank: int = Field(10, ge=1, le=4096, description="fixed training pairs [D26 §6.4: 10]")
+    fresh: int = Field(100, ge=1, le=4096, description="pairs never trained on, for validation")
+    cue_bytes: int = Field(
+        10, ge=1, le=4096, description="length of a cue; the original gives none"
+    )
+    inner_steps: int = Field(5, ge=1, le=1000, description="steps of a lifetime [D26 §6.4: 5]")
+    whole_bank: bool = Field(
+        False, description="every pair in each outer step; off: one pair, in turn [D26 App. D]"
+    )
+
+
+class ProjectionTask:
+    """A bank of (cue, target) pairs; target = tanh(P·e) with P at the scale of torch's Linear."""
+
+    score = "fresh_nmse"
+    higher_is_better = False
+
+    def __init__(self, config: ProjectionConfig, genome: GenomeConfig, seed: int) -> None:
+        self._config = config
+        draws = np.random.default_rng([seed, 0])
+        d_in, d_hidden = genome.cortex.d_in, genome.cortex.d_hidden
+        bound = 1 / math.sqrt(d_in)
+        projection = draws.uniform(-bound, bound, (d_in, d_hidden)).astype(np.float32)
+        cues = [draws.bytes(config.cue_bytes) for _ in range(config.bank + config.fresh)]
+        encoded = encode(cues, genome.encoder, d_in)
+        targets = torch.tanh(encoded @ torch.from_numpy(projection))
+        self._bank = encoded[: config.bank], targets[: config.bank]
+        self._fresh = encoded[config.bank :], targets[config.bank :]
+
+    def begin(self) -> Carry:
+        """Carry nothing: every lifetime starts newborn [D26 §6.3]."""
+        return {}
+
+    def outer_step(self, genome: Genome, carry: Carry, index: int) -> Outcome:
+        """Live through the bank, or through its pair of turn ``index``, and measure the recall."""
+        pairs = self._bank
+        if not self._config.whole_bank:
+            turn = index % self._config.bank
+            pairs = pairs[0][turn : turn + 1], pairs[1][turn : turn + 1]
+        loss, nmse = self._recall_error(genome, *pairs)
+        return Outcome(loss, {"nmse": float(nmse.detach())}, carry)
+
+    @torch.no_grad()
+    def held_out(self, genome: Genome) -> Metrics:
+        """Errors on the bank and on fresh pairs, raw and normalised, and that of answering zero."""
+        bank_mse, bank_nmse = self._recall_error(genome, *self._bank)
+        fresh_mse, fresh_nmse = self._recall_error(genome, *self._fresh)
+        return {
+            "bank_mse": float(bank_mse),
+            "bank_nmse": float(bank_nmse),
+            "fresh_mse": float(fresh_mse),
+            "fresh_nmse": float(fresh_nmse),
+            "zero_mse": float(self._bank[1].square().mean()),
+        }
+
+    def _recall_error(self, genome: Genome, cues: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """MSE and NMSE after a lifetime with ρ falling from 1 to 0 [D26 §5.2], at recall."""
+        like = genome.theta["log_alpha"]
+        cues, targets = cues.to(like), targets.to(like)
+        steps = self._config.inner_steps
+        ratios = [1 - t / max(steps - 1, 1) for t in range(steps)]
+        lived = live(genome, cues.expand(steps, -1, -1), target=targets, teacher_ratios=ratios)
+        answer = recall(genome, lived.state, cues).h
+        mse = (answer - targets).square().mean()
+        return mse, mse / targets.square().mean()

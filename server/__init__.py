@@ -1,0 +1,1 @@
+"""The daemon: one organism behind HTTP and WebSocket. Uses only public names of ``organism``."""

@@ -1,0 +1,146 @@
+"""The application: engine, retrainer and routes put together, behind request ids and the key."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import re
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from organism.genome import load
+from server import errors
+from server.engine import Engine
+from server.metrics import Metrics
+from server.retrain import Retrainer
+from server.routes import make_router
+from server.settings import ServerSettings
+from server.stream import make_stream_router
+
+_OPEN_PATHS = ("/healthz", "/readyz")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_POLICY_VIOLATION = 1008
+
+_log = logging.getLogger("organism.app")
+
+
+def make_app(settings: ServerSettings) -> FastAPI:
+    """Build the daemon's application; the organism lives from its start-up to its shutdown."""
+    metrics = Metrics()
+    engine = Engine(settings, metrics, lambda: load(settings.genome))
+    retrainer = Retrainer(engine, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        try:
+            yield
+        finally:
+            await retrainer.stop()
+            await asyncio.to_thread(engine.stop)
+
+    app = FastAPI(
+        title="organism",
+        version=version("organism"),
+        summary="A daemon that never stops learning: novelty and recall on byte streams.",
+        lifespan=lifespan,
+    )
+    app.include_router(make_router(settings, engine, retrainer, metrics))
+    app.include_router(make_stream_router(settings, engine))
+    app.add_exception_handler(errors.Problem, _on_problem)
+    app.add_exception_handler(StarletteHTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(Exception, _on_failure)
+    app.add_middleware(_Door, key=settings.api_key.get_secret_value() if settings.api_key else None)
+    return app
+
+
+class _Door:
+    """Gives each request an id, and lets in only who has the key, where one is set."""
+
+    def __init__(self, app: ASGIApp, key: str | None) -> None:
+        self._app = app
+        self._key = key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        if self._admits(scope, headers):
+            await self._app(scope, receive, send_with_id)
+        elif scope["type"] == "websocket":
+            await send(
+                {
+                    "type": "websocket.close",
+                    "code": _POLICY_VIOLATION,
+                    "reason": "the daemon's key is needed",
+                }
+            )
+        else:
+            await errors.problem_response(errors.unauthorised(), request_id)(
+                scope, receive, send_with_id
+            )
+
+    def _admits(self, scope: Scope, headers: Headers) -> bool:
+        if self._key is None or scope["path"] in _OPEN_PATHS:
+            return True
+        expected = f"Bearer {self._key}".encode()
+        return hmac.compare_digest(headers.get("authorization", "").encode(), expected)
+
+
+def _request_id(request: Request) -> str:
+    request_id: str = request.state.request_id
+    return request_id
+
+
+async def _on_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, errors.Problem)
+    return errors.problem_response(error, _request_id(request))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """Give the framework's own refusals (no such path, wrong method) the same form."""
+    assert isinstance(error, HTTPException | StarletteHTTPException)
+    slug = error.detail.lower().replace(" ", "-")
+    detail = (
+        f"{request.method} {request.url.path}: {error.detail.lower()}; /docs lists what there is"
+    )
+    problem = errors.Problem(
+        error.status_code, slug, error.detail, detail, dict(error.headers or {})
+    )
+    return errors.problem_response(problem, _request_id(request))
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    return errors.problem_response(errors.malformed(str(error)), _request_id(request))
+
+
+async def _on_failure(request: Request, error: Exception) -> Response:
+    """A fault of ours: logged by the server with its trace, told to the client without it."""
+    _log.error("request %s failed: %r", _request_id(request), error)
+    problem = errors.Problem(
+        500,
+        "internal-error",
+        "Internal error",
+        "the daemon failed; its log has the details under this request id",
+    )
+    return errors.problem_response(problem, _request_id(request))

@@ -1,0 +1,127 @@
+"""Refusals, as RFC 9457 problem details: what was expected, what came, what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+
+class Problem(Exception):
+    """A refused request. Nothing has been learned from it.
+
+    Attributes:
+        status: HTTP status.
+        slug: stable last part of the problem's type, ``urn:organism:problem:<slug>``.
+        title: the kind of problem, the same for every occurrence.
+        detail: this occurrence, and what to do about it.
+        headers: further HTTP headers.
+        members: further members of the problem object.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        slug: str,
+        title: str,
+        detail: str,
+        headers: dict[str, str] | None = None,
+        **members: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.slug = slug
+        self.title = title
+        self.detail = detail
+        self.headers = headers or {}
+        self.members = members
+
+
+def malformed(detail: str) -> Problem:
+    """400: the request is not of the form that was asked for."""
+    return Problem(400, "malformed-request", "Malformed request", detail)
+
+
+def empty_body(what: str) -> Problem:
+    """400: no bytes came."""
+    return Problem(400, "empty-body", "Empty body", f"the {what} has no bytes: send at least one")
+
+
+def unsupported_media_type(found: str) -> Problem:
+    """415: bytes of a type that is not read."""
+    return Problem(
+        415,
+        "unsupported-media-type",
+        "Unsupported media type",
+        f"content type {found!r} is not read here: send application/octet-stream, "
+        "or application/vnd.msgpack",
+        {"Accept": "application/octet-stream, application/vnd.msgpack"},
+    )
+
+
+def too_large(what: str, limit: int) -> Problem:
+    """413: more bytes than the daemon was set to take."""
+    return Problem(
+        413,
+        "too-large",
+        "Too large",
+        f"the {what} has more than {limit} bytes: send it in parts",
+        limit_bytes=limit,
+    )
+
+
+def offset_mismatch(claimed: int, offset: int) -> Problem:
+    """409: the writer's offset is not the stream's."""
+    return Problem(
+        409,
+        "offset-mismatch",
+        "Offset mismatch",
+        f"the message claims offset {claimed}, the stream is at {offset}: go on from there",
+        offset=offset,
+    )
+
+
+def overloaded() -> Problem:
+    """503: the queue of messages is full."""
+    return Problem(
+        503,
+        "overloaded",
+        "Overloaded",
+        "too many bytes wait to be learned: send again later",
+        {"Retry-After": "1"},
+    )
+
+
+def not_ready() -> Problem:
+    """503: the daemon is starting or stopping."""
+    return Problem(
+        503,
+        "not-ready",
+        "Not ready",
+        "the organism is starting or stopping: send again later",
+        {"Retry-After": "1"},
+    )
+
+
+def unauthorised() -> Problem:
+    """401: no bearer key, or another."""
+    return Problem(
+        401,
+        "unauthorised",
+        "Unauthorised",
+        "send the daemon's key: Authorization: Bearer <ORGANISM_API_KEY>",
+        {"WWW-Authenticate": "Bearer"},
+    )
+
+
+def problem_response(problem: Problem, request_id: str) -> JSONResponse:
+    """Render a problem for the request it refuses."""
+    content = {
+        "type": f"urn:organism:problem:{problem.slug}",
+        "title": problem.title,
+        "status": problem.status,
+        "detail": problem.detail,
+        "request_id": request_id,
+        **problem.members,
+    }
+    return JSONResponse(content, problem.status, problem.headers, "application/problem+json")

@@ -1,0 +1,212 @@
+"""HTTP routes: parse, ask the engine, render. No state of their own."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import ValidationError
+
+from server import errors, wire
+from server.engine import Engine
+from server.metrics import Metrics
+from server.retrain import Job, Retrainer, RetrainRequest
+from server.settings import ServerSettings
+
+_PROBLEM: dict[str, Any] = {"content": {"application/problem+json": {}}}
+
+
+def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"description": "Refused; nothing changed", **_PROBLEM} for status in statuses}
+
+
+def _bytes_body(key: str, what: str) -> dict[str, Any]:
+    """Describe a body that is raw bytes or a one-key msgpack map, for the OpenAPI document."""
+    raw = {"schema": {"type": "string", "format": "binary"}}
+    packed = {
+        "schema": {"type": "object", "properties": {key: {"type": "string", "format": "binary"}}}
+    }
+    content = {wire.OCTETS: raw, wire.MSGPACK: packed}
+    return {"requestBody": {"required": True, "description": what, "content": content}}
+
+
+def make_router(
+    settings: ServerSettings, engine: Engine, retrainer: Retrainer, metrics: Metrics
+) -> APIRouter:
+    """Build the routes around one engine."""
+    router = APIRouter()
+
+    async def answer(request: Request, cue: bytes) -> Response:
+        reading, found = await asyncio.gather(
+            asyncio.wrap_future(engine.recall(cue)),
+            asyncio.to_thread(engine.episodes.search, cue, settings.matches),
+        )
+        matches = [
+            wire.Match(
+                offset=f.episode.offset,
+                similarity=f.similarity,
+                raw=f.episode.chunk,
+                text=f.episode.chunk.decode(errors="replace"),
+            )
+            for f in found
+        ]
+        error = 1 - matches[0].similarity if matches else None
+        if error is not None:
+            metrics.recall_error.set(error)
+        reply = wire.RecallReply(
+            familiarity=reading.familiarity,
+            entropy=reading.entropy,
+            recall_error=error,
+            matches=matches,
+            offset=reading.offset,
+        )
+        return wire.render(request, reply)
+
+    def as_chunk(cue: bytes) -> bytes:
+        """A cue is one chunk, no longer than any; where chunks are lines, without its line end."""
+        if settings.chunking == "lines":
+            cue = cue.removesuffix(b"\n").removesuffix(b"\r")
+        if not cue:
+            raise errors.empty_body("cue")
+        if len(cue) > settings.chunk_bytes:
+            raise errors.too_large("cue", settings.chunk_bytes)
+        return cue
+
+    @router.post(
+        "/ingest",
+        response_model=wire.IngestReply,
+        responses=_refusals(400, 401, 409, 413, 415, 503),
+        openapi_extra=_bytes_body("data", "bytes of the stream"),
+        summary="Learn from a message",
+    )
+    async def ingest(request: Request) -> Response:
+        upload_offset = _upload_offset(request)
+        message = await wire.read_bytes(request, "message", "data", settings.body_limit_bytes)
+        receipt = await asyncio.wrap_future(engine.submit(message, upload_offset))
+        return wire.render(request, wire.IngestReply(**vars(receipt)))
+
+    @router.post(
+        "/recall",
+        response_model=wire.RecallReply,
+        responses=_refusals(400, 401, 413, 415, 503),
+        openapi_extra=_bytes_body("cue", "one chunk"),
+        summary="Ask about a cue",
+    )
+    async def recall_posted(request: Request) -> Response:
+        # Room for the line end that ``as_chunk`` drops.
+        cue = await wire.read_bytes(request, "cue", "cue", settings.chunk_bytes + 2)
+        return await answer(request, as_chunk(cue))
+
+    @router.get(
+        "/recall",
+        response_model=wire.RecallReply,
+        responses=_refusals(400, 401, 413, 503),
+        openapi_extra={
+            "parameters": [
+                {"name": "cue", "in": "query", "required": True, "schema": {"type": "string"}}
+            ]
+        },
+        summary="Ask about a short cue",
+    )
+    async def recall_queried(request: Request) -> Response:
+        return await answer(request, as_chunk(wire.query_bytes(request, "cue")))
+
+    @router.get("/status", response_model=wire.StatusReply, responses=_refusals(401, 503))
+    async def status(request: Request) -> Response:
+        life = await asyncio.wrap_future(engine.look())
+        reply = wire.StatusReply(
+            offset=life.offset,
+            steps=int(life.cortex.steps),
+            state_sha256=life.state_sha256,
+            genome_sha256=life.genome.sha256,
+            beta=life.beta,
+            entropy=life.entropy,
+            genome_generation=life.generation,
+        )
+        return wire.render(request, reply)
+
+    @router.get("/genome", response_model=wire.GenomeReply, responses=_refusals(401, 503))
+    async def genome(request: Request) -> Response:
+        life = await asyncio.wrap_future(engine.look())
+        reply = wire.GenomeReply(
+            sha256=life.genome.sha256,
+            generation=life.generation,
+            parameters=life.genome.parameter_count,
+            config=life.genome.config.model_dump(mode="json"),
+            theta={name: tensor.tolist() for name, tensor in life.genome.theta.items()},
+            provenance=dict(life.genome.provenance),
+        )
+        return wire.render(request, reply)
+
+    @router.post(
+        "/retrain",
+        status_code=202,
+        response_model=Job,
+        responses=_refusals(400, 401, 409, 503),
+        openapi_extra={
+            "requestBody": {
+                "content": {"application/json": {"schema": RetrainRequest.model_json_schema()}}
+            }
+        },
+        summary="Train a successor and swap it in if it is no worse",
+    )
+    async def retrain(request: Request) -> Response:
+        if not engine.ready:
+            raise errors.not_ready()
+        return wire.render(request, retrainer.start(await _retrain_request(request)), 202)
+
+    @router.get("/jobs/{job_id}", response_model=Job, responses=_refusals(401, 404))
+    async def job(request: Request, job_id: str) -> Response:
+        return wire.render(request, retrainer.job(job_id))
+
+    @router.get("/metrics", responses=_refusals(401), summary="Prometheus series")
+    async def prometheus() -> Response:
+        return Response(metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    @router.get("/healthz", summary="Whether the process lives")
+    async def healthz() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @router.get("/readyz", responses=_refusals(503), summary="Whether messages are taken")
+    async def readyz() -> dict[str, str]:
+        if not engine.ready:
+            raise errors.not_ready()
+        return {"status": "ready"}
+
+    return router
+
+
+def _upload_offset(request: Request) -> int | None:
+    value = request.headers.get("upload-offset")
+    if value is None:
+        return None
+    return parse_offset(value)
+
+
+def parse_offset(value: str) -> int:
+    """Read a stream offset that a client sent.
+
+    Raises:
+        Problem: not a whole number from 0 to 2^63 − 1.
+    """
+    if not (value.isascii() and value.isdigit() and len(value) <= 19 and int(value) < 1 << 63):
+        raise errors.malformed(f"an offset is a whole number of bytes from 0, got {value[:32]!r}")
+    return int(value)
+
+
+async def _retrain_request(request: Request) -> RetrainRequest:
+    limit = 1 << 16
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limit:
+            raise errors.too_large("request", limit)
+    if not body:
+        return RetrainRequest()
+    try:
+        return RetrainRequest.model_validate_json(bytes(body))
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()]
+        raise errors.malformed("; ".join(faults)) from error

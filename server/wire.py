@@ -1,0 +1,173 @@
+"""What goes over the wire: bodies in, typed replies out, as JSON or msgpack.
+
+Owns the formats and their refusals; knows nothing of the organism.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import msgpack
+from pydantic import BaseModel, Field, field_serializer
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from server import errors
+
+OCTETS = "application/octet-stream"
+MSGPACK = "application/vnd.msgpack"
+_MSGPACK_TYPES = (MSGPACK, "application/msgpack", "application/x-msgpack")
+
+# msgpack framing of a one-key map around the bytes: a limit on the body must leave room for it.
+_FRAMING_BYTES = 64
+
+
+class IngestReply(BaseModel):
+    """Receipt of one message; means over its chunks are of before each was learned."""
+
+    offset: int = Field(description="stream offset after the message, bytes")
+    chunks: int = Field(description="chunks learned from it")
+    entropy: float | None = Field(
+        description="mean H = std(h), the original's proxy; null where no chunk was learned"
+    )
+    familiarity: float | None = Field(
+        description="mean familiarity, 0 to 1; null where no chunk was learned"
+    )
+    beta: float = Field(description="metabolic β after it")
+    duplicate: bool = Field(
+        description="the message was learned before: this is the receipt of a repetition"
+    )
+
+
+class Match(BaseModel):
+    """A lived chunk that resembles a cue."""
+
+    offset: int = Field(description="where its latest occurrence starts in the stream, bytes")
+    similarity: float = Field(description="1 − normalised edit distance to the cue, 0 to 1")
+    raw: bytes = Field(
+        serialization_alias="bytes", description="the chunk: base64 in JSON, raw in msgpack"
+    )
+    text: str = Field(description="the chunk as UTF-8, undecodable bytes replaced")
+
+    @field_serializer("raw", when_used="json")
+    def _base64(self, value: bytes) -> str:
+        return base64.b64encode(value).decode()
+
+
+class RecallReply(BaseModel):
+    """What the organism makes of a cue."""
+
+    familiarity: float = Field(description="probability that the cue was lived through, 0 to 1")
+    entropy: float = Field(description="H = std(h) that the cue evokes, the original's proxy")
+    recall_error: float | None = Field(
+        description="normalised edit distance to the first match, 0 to 1; null without a match"
+    )
+    matches: list[Match] = Field(description="lived chunks, most similar first")
+    offset: int = Field(description="stream offset of the cortex that answered, bytes")
+
+
+class StatusReply(BaseModel):
+    """Where the organism stands."""
+
+    offset: int = Field(description="stream offset, bytes")
+    steps: int = Field(description="chunks lived")
+    state_sha256: str = Field(description="checksum of cortex and offset")
+    genome_sha256: str = Field(description="checksum of the running genome's file")
+    beta: float = Field(description="metabolic β")
+    entropy: float | None = Field(description="H of the last chunk; null before the first")
+    genome_generation: int = Field(description="genomes swapped in since birth")
+
+
+class GenomeReply(BaseModel):
+    """The running genome."""
+
+    sha256: str
+    generation: int
+    parameters: int = Field(description="how many numbers θ has")
+    config: dict[str, Any]
+    theta: dict[str, Any] = Field(description="θ by name, nested lists")
+    provenance: dict[str, Any]
+
+
+def render(request: Request, reply: BaseModel, status: int = 200) -> Response:
+    """Render a reply in the format that the request accepts: msgpack if named, else JSON."""
+    accepted = [part.split(";")[0].strip() for part in request.headers.get("accept", "").split(",")]
+    if any(kind in accepted for kind in _MSGPACK_TYPES):
+        return Response(msgpack.packb(reply.model_dump(by_alias=True)), status, media_type=MSGPACK)
+    return Response(reply.model_dump_json(by_alias=True), status, media_type="application/json")
+
+
+async def read_bytes(request: Request, what: str, key: str, limit: int) -> bytes:
+    """Read the bytes a request brings: raw, or in msgpack as ``{key: bytes}``.
+
+    Args:
+        request: its body is read up to the limit, never beyond.
+        what: what the bytes are, for the refusals.
+        key: name of the bytes in a msgpack map.
+        limit: most bytes taken.
+
+    Raises:
+        Problem: empty, too large, malformed, or of a type that is not read.
+    """
+    kind = request.headers.get("content-type", OCTETS).split(";")[0].strip().lower()
+    if kind == OCTETS:
+        data = await _body(request, what, limit, limit)
+    elif kind in _MSGPACK_TYPES:
+        data = _unpack(await _body(request, what, limit + _FRAMING_BYTES, limit), what, key)
+        if len(data) > limit:
+            raise errors.too_large(what, limit)
+    else:
+        raise errors.unsupported_media_type(kind)
+    if not data:
+        raise errors.empty_body(what)
+    return data
+
+
+def query_bytes(request: Request, key: str) -> bytes:
+    """Percent-decode one query parameter as bytes; no other may be there.
+
+    Raises:
+        Problem: missing, given twice, or beside a parameter that is not known.
+    """
+    pairs = [pair.partition(b"=") for pair in request.scope["query_string"].split(b"&") if pair]
+    names = [unquote_to_bytes(name).decode("latin-1") for name, _, _ in pairs]
+    if names != [key]:
+        raise errors.malformed(f"expected the one query parameter {key!r}, got {names}")
+    return unquote_to_bytes(pairs[0][2].replace(b"+", b" "))
+
+
+async def _body(request: Request, what: str, limit: int, stated_limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise errors.too_large(what, stated_limit)
+            parts.append(part)
+    except ClientDisconnect as error:
+        raise errors.malformed(f"the client left before the {what} was whole") from error
+    return b"".join(parts)
+
+
+def _unpack(body: bytes, what: str, key: str) -> bytes:
+    if not body:
+        raise errors.empty_body(what)
+    try:
+        content = msgpack.unpackb(body)
+    except (ValueError, RecursionError) as error:
+        raise errors.malformed(
+            f"the {what} is not msgpack: {error or type(error).__name__}"
+        ) from error
+    if (
+        not isinstance(content, dict)
+        or list(content) != [key]
+        or not isinstance(content[key], bytes)
+    ):
+        raise errors.malformed(
+            f"the {what} must be a msgpack map with the one key {key!r}, of type bin"
+        )
+    data: bytes = content[key]
+    return data

@@ -1,0 +1,54 @@
+"""Shared configurations, small enough that every test of the science takes milliseconds."""
+
+from __future__ import annotations
+
+import os
+
+# One thread a process, before torch is imported: tests measure properties, and servers run beside
+# them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+from organism.config import CortexConfig, EncoderConfig, GenomeConfig, RuleConfig
+from organism.genome import Genome, new_genome
+
+torch.set_num_threads(1)
+
+
+def small_config(family: str = "polynomial", **cortex: object) -> GenomeConfig:
+    """A tiny genome's configuration with every mechanism on; keywords change the cortex's."""
+    settings: dict[str, object] = {
+        "d_in": 8,
+        "d_hidden": 24,
+        "innate": "tight_frame",
+        "centring": True,
+        "mixing": (0.7, 0.2, 0.05),
+        "alpha": 0.05,
+        "normalisation": "column",
+    }
+    rule = (
+        RuleConfig(family="mlp", hidden=4, scaling="sqrt_d", initialisation="torch")
+        if family == "mlp"
+        else RuleConfig(
+            family="polynomial",
+            post_exponent=3,
+            weight_exponent=2,
+            scaling="sqrt_d",
+            post_clamp=4.0,
+            initialisation="anti_hebb",
+            initialisation_noise=0.1,
+        )
+    )
+    return GenomeConfig(
+        encoder=EncoderConfig(orders=(3,), buckets=512),
+        rule=rule,
+        cortex=CortexConfig.model_validate(settings | cortex),
+    )
+
+
+@pytest.fixture(params=["polynomial", "mlp"])
+def genome(request: pytest.FixtureRequest) -> Genome:
+    """An untrained genome of each rule family."""
+    return new_genome(small_config(request.param), seed=1)

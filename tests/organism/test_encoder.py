@@ -1,0 +1,93 @@
+"""The encoder: bytes to vectors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from organism.config import EncoderConfig
+from organism.encoder import embedding_table, encode
+
+BYTES = EncoderConfig()
+TRIGRAMS = EncoderConfig(orders=(3,), buckets=257)
+SUMMED = EncoderConfig(orders=(1, 2, 3, 4), buckets=64, seed=3)
+CHUNKS = st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=12)
+
+
+@given(CHUNKS, st.sampled_from([BYTES, TRIGRAMS, SUMMED]))
+def test_a_chunk_is_encoded_alone_as_beside_others(
+    chunks: list[bytes], config: EncoderConfig
+) -> None:
+    """A vector depends on its chunk alone, to the last bit."""
+    together = encode(chunks, config, 16)
+    alone = torch.cat([encode([chunk], config, 16) for chunk in chunks])
+    assert torch.equal(together, alone)
+
+
+def test_bytes_are_the_mean_of_their_rows() -> None:
+    """Order 1 is the original's mean-pooled embedding of byte ids."""
+    chunk = b"\x00hello\xff"
+    rows = embedding_table(BYTES, 16)[list(chunk)]
+    torch.testing.assert_close(encode([chunk], BYTES, 16)[0], rows.mean(0))
+
+
+def test_every_order_is_pooled_apart() -> None:
+    """Several orders give the sum of what each gives."""
+    chunk = b"some line of a log"
+    parts = [encode([chunk], EncoderConfig(orders=(n,), buckets=64, seed=3), 16) for n in (2, 3, 4)]
+    whole = encode([chunk], EncoderConfig(orders=(2, 3, 4), buckets=64, seed=3), 16)
+    torch.testing.assert_close(whole, torch.stack(parts).sum(0))
+
+
+def test_trigrams_are_found_wherever_they_stand() -> None:
+    """The trigrams of "abcd" are those of "abc" and of "bcd"."""
+    abc, bcd, abcd = encode([b"abc", b"bcd", b"abcd"], TRIGRAMS, 16)
+    torch.testing.assert_close(abcd, (abc + bcd) / 2)
+
+
+@pytest.mark.parametrize("config", [TRIGRAMS, SUMMED])
+def test_chunks_shorter_than_an_order_differ(config: EncoderConfig) -> None:
+    """Short chunks are n-grams of their own: a missing byte is not a zero byte."""
+    vectors = encode([b"a", b"a\0", b"a\0\0", b"b"], config, 16)
+    for i in range(4):
+        for j in range(i):
+            assert not torch.equal(vectors[i], vectors[j])
+
+
+def test_an_empty_chunk_is_refused() -> None:
+    """The message names the chunk."""
+    with pytest.raises(ValueError, match="chunk 1 is empty"):
+        encode([b"a", b"", b"c"], BYTES, 16)
+
+
+def test_no_chunks_give_no_vectors() -> None:
+    """A message of blank lines alone encodes to nothing."""
+    assert encode([], TRIGRAMS, 16).shape == (0, 16)
+
+
+def test_the_table_is_drawn_from_the_seed() -> None:
+    """Equal seeds give equal tables, other seeds others."""
+    again = EncoderConfig(orders=(3,), buckets=257)
+    assert torch.equal(embedding_table(TRIGRAMS, 16), embedding_table(again, 16))
+    other = EncoderConfig(orders=(3,), buckets=257, seed=1)
+    assert not torch.equal(embedding_table(TRIGRAMS, 16), embedding_table(other, 16))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"orders": ()},
+        {"orders": (0,)},
+        {"orders": (5,)},
+        {"orders": (3, 3)},
+        {"orders": (1,), "buckets": 100},
+        {"seed": -1},
+        {"colour": "red"},
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, object]) -> None:
+    """Orders are distinct lengths from 1 to 4; bytes have 256 rows; unknown keys are errors."""
+    with pytest.raises(ValueError, match=r"orders|buckets|seed|colour"):
+        EncoderConfig.model_validate(settings)

@@ -1,0 +1,220 @@
+"""The rule families, against each other and against the named rules written out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from organism.config import CortexConfig, RuleConfig
+from organism.rules import NAMED_RULES, MLPRule, PolynomialRule, make_rule, scaled_delta
+
+B, D, M = 3, 5, 7
+
+
+def activity(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    """Random pre, post and w."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((B, D), (B, M), (B, D, M))
+    pre, post, w = (torch.randn(s, generator=generator, dtype=dtype) for s in shapes)
+    return pre, post, w
+
+
+def polynomial(start: str = "hebb") -> PolynomialRule:
+    """A family wide enough for every named rule."""
+    return PolynomialRule(2, 3, 2, start)
+
+
+WRITTEN_OUT = {
+    "hebb": lambda x, y, w: x * y,
+    "anti_hebb": lambda x, y, w: -x * y,
+    "oja": lambda x, y, w: y * (x - y * w),
+    "bcm": lambda x, y, w: x * y * (y - 1),
+    "decay": lambda x, y, w: -w,
+    "contrastive": lambda x, y, w: x * (y - w * y),
+}
+
+
+@pytest.mark.parametrize("name", NAMED_RULES)
+def test_polynomial_expresses_every_named_rule(name: str) -> None:
+    """A named rule's coefficients give what its equation gives, at every synapse."""
+    pre, post, w = activity()
+    coefficients = polynomial().named(name).double()
+    expected = WRITTEN_OUT[name](pre.unsqueeze(2), post.unsqueeze(1), w)
+    found = polynomial()({"rule.coefficients": coefficients}, pre, post, w)
+    torch.testing.assert_close(found, expected.expand_as(found))
+
+
+def test_polynomial_is_the_sum_of_its_terms() -> None:
+    """Outer products and Horner's scheme equal the plain triple sum."""
+    pre, post, w = activity()
+    coefficients = torch.randn(3, 4, 3, dtype=torch.float64)
+    expected = sum(
+        coefficients[a, b, m] * pre.unsqueeze(2) ** a * post.unsqueeze(1) ** b * w**m
+        for a in range(3)
+        for b in range(4)
+        for m in range(3)
+    )
+    found = polynomial()({"rule.coefficients": coefficients}, pre, post, w)
+    torch.testing.assert_close(found, expected)
+
+
+def test_mlp_is_the_network_on_stacked_features() -> None:
+    """Without stacking, the same as W₂·relu(W₁·[pre, post, w] + b₁) + b₂ of [D26 §3.1, §3.2]."""
+    pre, post, w = activity()
+    rule = MLPRule(16, "torch")
+    theta = {n: t.double() for n, t in rule.initial(torch.Generator().manual_seed(1)).items()}
+    assert sum(t.numel() for t in theta.values()) == 81
+    stacked = torch.stack([pre.unsqueeze(2).expand_as(w), post.unsqueeze(1).expand_as(w), w], dim=3)
+    hidden = torch.relu(stacked @ theta["rule.w1"].T + theta["rule.b1"])
+    expected = hidden @ theta["rule.w2"] + theta["rule.b2"]
+    torch.testing.assert_close(rule(theta, pre, post, w), expected)
+
+
+def test_mlp_expresses_the_named_decay_and_a_plane_through_hebb() -> None:
+    """An mlp of two units, relu(x) − relu(−x) = x, is exactly linear: weight decay."""
+    pre, post, w = activity()
+    theta = {
+        "rule.w1": torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]], dtype=torch.float64),
+        "rule.b1": torch.zeros(2, dtype=torch.float64),
+        "rule.w2": torch.tensor([-1.0, 1.0], dtype=torch.float64),
+        "rule.b2": torch.zeros((), dtype=torch.float64),
+    }
+    torch.testing.assert_close(MLPRule(2, "torch")(theta, pre, post, w), -w)
+
+
+def test_mlp_learns_the_named_hebb() -> None:
+    """On scaled inputs the mlp fits pre·post, which a ReLU network can only approximate."""
+    generator = torch.Generator().manual_seed(0)
+    rule = MLPRule(16, "torch")
+    theta = {n: t.requires_grad_() for n, t in rule.initial(generator).items()}
+    adam = torch.optim.Adam(theta.values(), lr=2e-2)
+    pre, post, w = (torch.randn(s, generator=generator) for s in ((8, 16), (8, 16), (8, 16, 16)))
+    target = pre.unsqueeze(2) * post.unsqueeze(1)
+    for _ in range(300):
+        error = (rule(theta, pre, post, w) - target).square().mean()
+        adam.zero_grad()
+        error.backward()  # type: ignore[no-untyped-call]
+        adam.step()
+    assert error.item() < 0.1 * target.square().mean().item()
+
+
+@pytest.mark.parametrize("family", ["mlp", "polynomial"])
+def test_gradients_match_finite_differences(family: str) -> None:
+    """In float64, in every input and parameter."""
+    pre, post, w = activity()
+    rule = MLPRule(3, "torch") if family == "mlp" else PolynomialRule(1, 2, 1, "oja", 0.1)
+    names, values = zip(*rule.initial(torch.Generator().manual_seed(2)).items(), strict=True)
+    inputs = [t.double().requires_grad_() for t in (*values, pre, post, w)]
+
+    def apply(*arguments: Tensor) -> Tensor:
+        theta = dict(zip(names, arguments, strict=False))
+        return rule(theta, *arguments[-3:])
+
+    assert torch.autograd.gradcheck(apply, inputs)
+
+
+@pytest.mark.parametrize("family", ["mlp", "polynomial"])
+def test_a_batch_is_its_members(family: str) -> None:
+    """Batched = looped."""
+    pre, post, w = activity()
+    rule = MLPRule(4, "torch") if family == "mlp" else polynomial("bcm")
+    theta = {n: t.double() for n, t in rule.initial(torch.Generator().manual_seed(3)).items()}
+    looped = [rule(theta, pre[i : i + 1], post[i : i + 1], w[i : i + 1]) for i in range(B)]
+    torch.testing.assert_close(rule(theta, pre, post, w), torch.cat(looped))
+
+
+@pytest.mark.parametrize("family", ["mlp", "polynomial"])
+def test_a_rule_is_local(family: str) -> None:
+    """Δw at one synapse does not change with the activity of other neurons [D26 §2.3]."""
+    pre, post, w = activity()
+    rule = MLPRule(4, "torch") if family == "mlp" else polynomial("oja")
+    theta = {n: t.double() for n, t in rule.initial(torch.Generator().manual_seed(4)).items()}
+    before = rule(theta, pre, post, w)[:, 0, 0]
+    pre[:, 1:] += 1
+    post[:, 1:] += 1
+    w[:, 1:, 1:] += 1
+    torch.testing.assert_close(rule(theta, pre, post, w)[:, 0, 0], before)
+
+
+def test_appendix_c_draws_small_weights() -> None:
+    """W₁ ~ N(0, 0.1²·2/(3+h)) [D26 App. C]."""
+    w1 = MLPRule(16, "appendix_c").initial(torch.Generator().manual_seed(0))["rule.w1"]
+    many = torch.cat(
+        [
+            MLPRule(16, "appendix_c").initial(torch.Generator().manual_seed(s))["rule.w1"]
+            for s in range(50)
+        ]
+    )
+    assert w1.shape == (16, 3)
+    assert many.std().item() == pytest.approx(0.1 * math.sqrt(2 / 19), rel=0.05)
+
+
+@pytest.mark.parametrize("normalisation", ["row", "column", "frobenius"])
+@pytest.mark.parametrize("scaling", ["rms", "sqrt_d"])
+def test_scaled_rules_see_unit_inputs(normalisation: str, scaling: str) -> None:
+    """Each input reaches the rule with a mean square near 1, whatever β; Δw is in units of w."""
+    d_in, d_hidden = 256, 512
+    generator = torch.Generator().manual_seed(0)
+    beta = torch.tensor([0.5, 2.0])
+    w = torch.randn(2, d_in, d_hidden, generator=generator)
+    dims = {"row": 2, "column": 1, "frobenius": (1, 2)}[normalisation]
+    w = w / torch.linalg.vector_norm(w, dim=dims, keepdim=True)
+    x = torch.nn.functional.normalize(torch.randn(2, d_in, generator=generator))
+    pre = beta.unsqueeze(1) * x
+    post = beta.unsqueeze(1) * torch.randn(2, d_hidden, generator=generator) / math.sqrt(d_in)
+    seen: list[float] = []
+
+    class Spy:
+        def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
+            raise AssertionError
+
+        def __call__(self, theta: object, pre: Tensor, post: Tensor, w: Tensor) -> Tensor:
+            seen.extend(float(x.square().mean()) for x in (pre, post, w))
+            return torch.ones_like(w)
+
+    config = RuleConfig.model_validate({"scaling": scaling})
+    cortex = CortexConfig.model_validate(
+        {"d_in": d_in, "d_hidden": d_hidden, "normalisation": normalisation}
+    )
+    delta = scaled_delta(Spy(), {}, config, cortex, pre, post, w, beta)
+    assert seen == pytest.approx([1, 1, 1], rel=0.1)
+    torch.testing.assert_close(delta.square().mean(), w.square().mean(), rtol=0.1, atol=0)
+
+
+def test_post_is_clamped() -> None:
+    """No synapse sees a scaled post beyond the clamp."""
+    config = RuleConfig.model_validate(
+        {"family": "polynomial", "initialisation": "hebb", "post_clamp": 0.5}
+    )
+    pre, post, w = torch.ones(1, 2), torch.tensor([[-3.0, 0.25, 3.0]]), torch.zeros(1, 2, 3)
+    rule = make_rule(config)
+    theta = rule.initial(torch.Generator())
+    delta = scaled_delta(
+        rule, theta, config, CortexConfig(d_in=2, d_hidden=3), pre, post, w, torch.ones(1)
+    )
+    assert delta[0, 0].tolist() == [-0.5, 0.25, 0.5]
+
+
+def test_a_named_rule_beyond_the_exponents_is_refused() -> None:
+    """The message names the term and the remedy."""
+    with pytest.raises(ValueError, match="raise them"):
+        PolynomialRule(1, 1, 0, "oja").named("oja")
+    with pytest.raises(ValueError, match="no rule named"):
+        polynomial().named("nobody")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"family": "mlp", "initialisation": "hebb"},
+        {"family": "polynomial", "initialisation": "torch"},
+        {"family": "mlp", "initialisation": "torch", "initialisation_noise": 0.1},
+    ],
+)
+def test_a_start_that_does_not_fit_the_family_is_refused(settings: dict[str, object]) -> None:
+    """A setting that would do nothing is an error."""
+    with pytest.raises(ValueError, match="initialisation"):
+        RuleConfig.model_validate(settings)
