@@ -133,9 +133,9 @@ class CortexConfig(Settings):
     beta_max: float = Field(2.0, gt=0, description="upper bound of β [D26 §4.3: 2.0]")
 
     calibration: bool = Field(
-        False, description="the readout's levels follow the stream [D26: no familiarity, none]"
+        False, description="the readout's level follows the stream [D26: no familiarity, none]"
     )
-    calibration_rate: float = Field(0.02, gt=0, le=1, description="rate of those levels")
+    calibration_rate: float = Field(0.02, gt=0, le=1, description="rate of that level")
 
     normalisation: Normalisation = Field(
         "frobenius", description="l2 normalisation of W after each step [D26 §3.3: whole matrix]"

@@ -16,7 +16,7 @@ from torch import Tensor
 from organism import tensorfile
 from organism.config import CortexConfig, Normalisation
 from organism.genome import Genome
-from organism.readout import INITIAL_LEVELS, deviation, logit, next_levels, statistics
+from organism.readout import deviation, logit, next_level, statistics
 from organism.rules import make_rule, scaled_delta
 
 STATE_SCHEMA = 1
@@ -37,7 +37,7 @@ class CortexState:
         long_term: m_LT, ``(batch, d_in)``.
         mean: running mean μ of the inputs, ``(batch, d_in)``.
         beta: metabolic gain β, ``(batch,)``.
-        levels: calibration of the readout, familiar and novel, ``(batch, 2)``.
+        level: calibration of the readout, the log_deviation of novel chunks, ``(batch,)``.
         steps: steps lived, ``(batch,)`` int64.
     """
 
@@ -46,7 +46,7 @@ class CortexState:
     long_term: Tensor
     mean: Tensor
     beta: Tensor
-    levels: Tensor
+    level: Tensor
     steps: Tensor
 
     @property
@@ -140,7 +140,7 @@ def newborn(genome: Genome, batch: int = 1) -> CortexState:
         zeros,
         zeros,
         like.new_ones(batch),
-        like.new_tensor(INITIAL_LEVELS).expand(batch, -1).clone(),
+        like.new_zeros(batch),
         steps,
     )
 
@@ -164,7 +164,7 @@ def recall(genome: Genome, state: CortexState, e: Tensor) -> Reading:
         mixed = x
     z = state.beta.unsqueeze(1) * mixed
     h = torch.tanh(torch.bmm(z.unsqueeze(1), state.w).squeeze(1))
-    stats = statistics(h, state.beta, state.levels, config.d_in)
+    stats = statistics(h, state.beta, state.level, config.d_in)
     return Reading(mixed, z, h, deviation(h), stats, logit(genome.theta["readout"], stats))
 
 
@@ -203,11 +203,11 @@ def step(
         post = teacher_ratio * target + (1 - teacher_ratio) * post
     next_state = CortexState(
         w=_plasticity(genome, state, reading, post),
-        short_term=_decayed(state.short_term, reading.mixed, config.short_term_decay),
-        long_term=_decayed(state.long_term, reading.mixed, config.long_term_decay),
+        short_term=_next_memory(config, state.short_term, reading.mixed, config.short_term_decay),
+        long_term=_next_memory(config, state.long_term, reading.mixed, config.long_term_decay),
         mean=_next_mean(config, state, e),
         beta=_next_beta(config, state.beta, reading.entropy),
-        levels=_next_levels(config, state.levels, reading),
+        level=_next_level(config, state.level, reading),
         steps=state.steps + 1,
     )
     return next_state, reading
@@ -264,11 +264,11 @@ def _next_beta(config: CortexConfig, beta: Tensor, entropy: Tensor) -> Tensor:
     return (beta * factor).clamp(config.beta_min, config.beta_max)
 
 
-def _next_levels(config: CortexConfig, levels: Tensor, reading: Reading) -> Tensor:
+def _next_level(config: CortexConfig, level: Tensor, reading: Reading) -> Tensor:
     if not config.calibration:
-        return levels
-    return next_levels(levels, reading.stats, reading.familiarity, config.calibration_rate)
+        return level
+    return next_level(level, reading.stats, reading.familiarity, config.calibration_rate)
 
 
-def _decayed(memory: Tensor, x: Tensor, decay: float) -> Tensor:
-    return decay * memory + (1 - decay) * x
+def _next_memory(config: CortexConfig, memory: Tensor, mixed: Tensor, decay: float) -> Tensor:
+    return decay * memory + (1 - decay) * mixed if config.memory else memory

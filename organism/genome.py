@@ -27,7 +27,7 @@ MAX_PARAMETERS = 500
 MAX_MEMORY_MIXING = 0.98
 
 _KIND = "genome"
-# Before any training: the smaller the response, outright and between the levels, the more familiar.
+# Before any training: the smaller the response, the more familiar.
 _INITIAL_READOUT = (-2.0, 0.0, 0.0, -2.0, 0.0)
 
 

@@ -101,7 +101,7 @@ class Run:
         genome = Genome(self.config.genome, self.theta)
         outcome = self.task.outer_step(genome, self.carry, self.index)
         self._adam.zero_grad()
-        outcome.loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(outcome.loss)
         norm = torch.nn.utils.clip_grad_norm_(self._learning.values(), self.config.clip_norm)
         loss = float(outcome.loss.detach())
         if math.isfinite(loss) and math.isfinite(float(norm)):
@@ -249,7 +249,7 @@ class Command(BaseSettings, MetaTrainConfig):
     initial_genome: Path | None = Field(
         None, description="start from this genome and its configuration, and score it too"
     )
-    device: str = Field("cpu", description="cpu, or cuda where present")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where to train")
     threads: int = Field(os.cpu_count() or 1, ge=1, description="cores torch uses")
 
     @classmethod
@@ -309,6 +309,8 @@ def _parse(arguments: list[str]) -> Command:
 
 def _prepare(command: Command, arguments: list[str]) -> tuple[Run, Genome | None]:
     """Build the run, and the genome it starts from where one was named."""
+    if command.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no CUDA device here; use cpu")
     if command.resume:
         if command.initial_genome:
             raise ValueError("--resume goes on with its own genome: leave --initial-genome out")

@@ -9,6 +9,7 @@ from pydantic import Field
 from organism.config import CortexConfig, EncoderConfig, GenomeConfig, RuleConfig, Settings
 from organism.tasks.familiarity import FamiliarityConfig
 from organism.tasks.projection import ProjectionConfig
+from organism.tasks.streams import StreamConfig
 
 Preset = Literal["original", "original-literal", "daemon"]
 Part = Literal["rule", "log_alpha", "mixing", "readout"]
@@ -61,6 +62,7 @@ PRESETS: dict[Preset, MetaTrainConfig] = {
         learning_rate=2e-2,
         schedule="cosine",
         trained=("rule", "log_alpha", "mixing", "readout"),
+        familiarity=FamiliarityConfig(streams=StreamConfig(damaged_streams=0.2)),
         genome=GenomeConfig(
             encoder=EncoderConfig(orders=(3,), buckets=4096),
             rule=RuleConfig(

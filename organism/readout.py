@@ -3,11 +3,10 @@
 Owns the statistics, their order and the calibration. They do not depend on the cortex's size, so
 that one genome reads cortices of several sizes, and never on episode memory.
 
-Calibration without labels. How strongly a cortex answers what it knows, and what it does not,
-differs from stream to stream: lines that all resemble each other evoke little even when new. Two
-running levels follow the response to chunks held to be familiar and to chunks held to be novel,
-each weighted by the familiarity itself (a soft-assigned, online k-means of two clusters); a
-response is then also read by where it stands between them.
+Calibration without labels. How strongly a cortex answers what it does not know differs from
+stream to stream: lines that all resemble each other evoke little even when new. A running level
+follows the response to chunks held to be novel, each weighted by 1 − familiarity, and a response
+is also read by how far it lies below that level.
 """
 
 from __future__ import annotations
@@ -17,14 +16,10 @@ import math
 import torch
 from torch import Tensor
 
-STATISTICS = ("log_deviation", "log_flatness", "log_kurtosis", "relative_deviation")
+STATISTICS = ("log_deviation", "log_flatness", "log_kurtosis", "log_suppression")
 """Names of the statistics, in the order of the readout's weights; the bias comes last."""
 
-INITIAL_LEVELS = (-1.0, 0.0)
-"""Calibration at birth: log_deviation of the familiar and of the novel; at random it is 0."""
-
 _DEVIATION_FLOOR = 1e-3
-_SMALLEST_GAP = 0.05
 _SILENT_VARIANCE = 1e-20
 
 
@@ -43,19 +38,19 @@ def deviation(h: Tensor) -> Tensor:
     return torch.where(positive, root, torch.zeros_like(root))
 
 
-def statistics(h: Tensor, beta: Tensor, levels: Tensor, d_in: int) -> Tensor:
+def statistics(h: Tensor, beta: Tensor, level: Tensor, d_in: int) -> Tensor:
     """Describe the distribution of h over columns, free of its length and of the metabolic gain.
 
     ``log_deviation`` is log(√d_in·std(h)/β): for unit inputs on random unit columns it is near 0,
     whatever the size. ``log_flatness`` is log(mean|h−h̄| / std(h)) and ``log_kurtosis`` the log
-    of the standardised fourth moment, both shifted to be 0 for a Gaussian. ``relative_deviation``
-    is −½ at the familiar level and ½ at the novel one. Silent activity gives the floor of the
+    of the standardised fourth moment, both shifted to be 0 for a Gaussian. ``log_suppression``
+    is log_deviation less the level of the novel. Silent activity gives the floor of the
     first, and 0 for both shapes.
 
     Args:
         h: ``(batch, d_hidden)``, in (−1, 1).
         beta: ``(batch,)``, the gain that z was scaled by.
-        levels: ``(batch, 2)``, the calibration.
+        level: ``(batch,)``, the running log_deviation of novel chunks.
         d_in: width of the input.
 
     Returns:
@@ -71,14 +66,12 @@ def statistics(h: Tensor, beta: Tensor, levels: Tensor, d_in: int) -> Tensor:
     gaussian_flatness = math.sqrt(2 / math.pi)
     flatness = torch.where(silent, gaussian_flatness, centred.abs().mean(1) / std)
     kurtosis = torch.where(silent, 3.0, centred.pow(4).mean(1) / safe.square())
-    familiar, novel = levels.unbind(1)
-    gap = (novel - familiar).clamp_min(_SMALLEST_GAP)
     return torch.stack(
         [
             log_deviation,
             torch.log(flatness / gaussian_flatness),
             torch.log(kurtosis / 3.0),
-            (log_deviation - (novel + familiar) / 2) / gap,
+            log_deviation - level,
         ],
         dim=1,
     )
@@ -97,14 +90,13 @@ def logit(weights: Tensor, stats: Tensor) -> Tensor:
     return stats @ weights[:-1] + weights[-1]
 
 
-def next_levels(levels: Tensor, stats: Tensor, familiarity: Tensor, rate: float) -> Tensor:
-    """Move each level towards the response just seen, by the share of it that level answers for.
+def next_level(level: Tensor, stats: Tensor, familiarity: Tensor, rate: float) -> Tensor:
+    """Move the level of the novel towards the response just seen, by the share that was novel.
 
     Args:
-        levels: ``(batch, 2)``, familiar and novel.
+        level: ``(batch,)``.
         stats: ``(batch, len(STATISTICS))``.
         familiarity: ``(batch,)``, in (0, 1).
-        rate: of a chunk that belongs to one level wholly.
+        rate: of a chunk that is certainly novel.
     """
-    share = torch.stack([familiarity, 1 - familiarity], dim=1)
-    return levels + rate * share * (stats[:, :1] - levels)
+    return level + rate * (1 - familiarity) * (stats[:, 0] - level)

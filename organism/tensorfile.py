@@ -14,13 +14,15 @@ The checksum is verified before the header is believed. Nothing is ever unpickle
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgpack
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 from torch import Tensor
 
 _MAGIC = b"ORGANISM"
@@ -32,6 +34,17 @@ _DTYPES: dict[str, torch.dtype] = {
     "|u1": torch.uint8,
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+class _Header(BaseModel):
+    """What the data is; every field is checked before it is used."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: str
+    version: int = Field(alias="schema")
+    meta: dict[str, Any]
+    tensors: list[tuple[str, Literal["<f4", "<f8", "<i8", "|u1"], tuple[NonNegativeInt, ...]]]
 
 
 class TensorFileError(ValueError):
@@ -85,37 +98,30 @@ def unpack(blob: bytes, kind: str, schema: int) -> TensorFile:
         )
     end = start + int.from_bytes(body[len(_MAGIC) : start], "little")
     try:
-        header = msgpack.unpackb(body[start:end])
-        found = header["kind"], header["schema"]
-        meta, index = header["meta"], header["tensors"]
-    except (ValueError, KeyError, TypeError) as error:
+        header = _Header.model_validate(msgpack.unpackb(body[start:end]))
+    except (ValueError, TypeError) as error:
         raise TensorFileError(f"malformed {kind} file: unreadable header ({error})") from error
-    if found[0] != kind:
-        raise TensorFileError(f"expected a {kind} file, this is a {found[0]} file")
-    if found[1] != schema:
+    if header.kind != kind:
+        raise TensorFileError(f"expected a {kind} file, this is a {header.kind} file")
+    if header.version != schema:
         raise TensorFileError(
-            f"{kind} file of schema {found[1]}, this version reads schema {schema}: "
+            f"{kind} file of schema {header.version}, this version reads schema {schema}: "
             "use the version that wrote it"
         )
-    return TensorFile(meta, _read_tensors(body[end:], index, kind), digest.hex())
+    return TensorFile(header.meta, _read_tensors(body[end:], header, kind), digest.hex())
 
 
-def _read_tensors(data: bytes, index: list[list[Any]], kind: str) -> dict[str, Tensor]:
+def _read_tensors(data: bytes, header: _Header, kind: str) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     offset = 0
-    for name, dtype, shape in index:
-        if dtype not in _DTYPES:
-            raise TensorFileError(
-                f"malformed {kind} file: tensor {name!r} has unknown type {dtype!r}"
-            )
-        size = int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64))
+    for name, dtype, shape in header.tensors:
+        size = np.dtype(dtype).itemsize * math.prod(shape)
         if offset + size > len(data):
             raise TensorFileError(f"malformed {kind} file: tensor {name!r} runs past the end")
         array = np.frombuffer(data[offset : offset + size], dtype).reshape(shape)
         tensors[name] = torch.from_numpy(array.copy())
         offset += size
     if offset != len(data):
-        raise TensorFileError(
-            f"malformed {kind} file: {len(data) - offset} bytes follow the last tensor"
-        )
+        rest = len(data) - offset
+        raise TensorFileError(f"malformed {kind} file: {rest} bytes follow the last tensor")
     return tensors

@@ -3,43 +3,69 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 
 import torch
 import uvicorn
 
+from organism.genome import GenomeError, load
+from organism.tensorfile import TensorFileError
 from server.app import make_app
-from server.settings import SettingsError, load_settings
+from server.engine import Engine
+from server.metrics import Metrics
+from server.settings import ServerSettings, SettingsError, load_settings
+from server.storage.snapshot import StateDirError
+
+_EXIT_FAILED = 1
+_EXIT_USAGE = 2
 
 
 def main() -> int:
-    """Run until SIGTERM or Ctrl-C; 0 after a clean stop, 2 for settings that cannot be run with."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    # One core for the learner: a step's matrices are too small to share, and idle threads would
-    # spin.
+    """Run until SIGTERM or Ctrl-C.
+
+    Returns:
+        0 after a clean stop, 1 where the state or the address cannot be used, 2 for settings that
+        cannot be run with.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)-8s %(name)s: %(message)s")
+    # uvicorn raises the signal that stopped it once more when it is done: then, as before it has
+    # begun, there is nothing left to do but to leave.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    # One core for the learner: a step's matrices are too small to share, and idle threads spin.
     torch.set_num_threads(1)
     try:
         settings = load_settings()
-        app = make_app(settings)
     except SettingsError as error:
         print(f"organism: {error}", file=sys.stderr)
-        return 2
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            ws="websockets-sansio",
-            ws_max_size=settings.body_limit_bytes,
-            ws_per_message_deflate=False,
-            timeout_graceful_shutdown=int(settings.stop_timeout_s),
-            access_log=False,
-        )
+        return _EXIT_USAGE
+    metrics = Metrics()
+    engine = Engine(settings, metrics, lambda: load(settings.genome))
+    try:
+        engine.start()
+    except (StateDirError, GenomeError, TensorFileError) as error:
+        print(f"organism: {error}", file=sys.stderr)
+        return _EXIT_FAILED
+    try:
+        _serve(settings, engine, metrics)
+    finally:
+        engine.stop()
+    return 0
+
+
+def _serve(settings: ServerSettings, engine: Engine, metrics: Metrics) -> None:
+    config = uvicorn.Config(
+        make_app(settings, engine, metrics),
+        host=settings.host,
+        port=settings.port,
+        ws="websockets-sansio",
+        ws_max_size=settings.body_limit_bytes,
+        ws_per_message_deflate=False,
+        timeout_graceful_shutdown=int(settings.stop_timeout_s),
+        access_log=False,
     )
-    server.run()
-    return 0 if server.started else 1
+    uvicorn.Server(config).run()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import logging
 import re
@@ -17,7 +16,6 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from organism.genome import load
 from server import errors
 from server.engine import Engine
 from server.metrics import Metrics
@@ -33,20 +31,14 @@ _POLICY_VIOLATION = 1008
 _log = logging.getLogger("organism.app")
 
 
-def make_app(settings: ServerSettings) -> FastAPI:
-    """Build the daemon's application; the organism lives from its start-up to its shutdown."""
-    metrics = Metrics()
-    engine = Engine(settings, metrics, lambda: load(settings.genome))
+def make_app(settings: ServerSettings, engine: Engine, metrics: Metrics) -> FastAPI:
+    """Build the application around an engine, which its caller starts and stops."""
     retrainer = Retrainer(engine, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        engine.start()
-        try:
-            yield
-        finally:
-            await retrainer.stop()
-            await asyncio.to_thread(engine.stop)
+        yield
+        await retrainer.stop()
 
     app = FastAPI(
         title="organism",
@@ -104,7 +96,7 @@ class _Door:
         if self._key is None or scope["path"] in _OPEN_PATHS:
             return True
         expected = f"Bearer {self._key}".encode()
-        return hmac.compare_digest(headers.get("authorization", "").encode(), expected)
+        return hmac.compare_digest(headers.get("authorization", "").encode("latin-1"), expected)
 
 
 def _request_id(request: Request) -> str:

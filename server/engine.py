@@ -319,7 +319,7 @@ class Engine:
         meta, tensors = content.meta, content.tensors
         raw = tensors["episodes"].numpy().tobytes()
         ends = tensors["episode_ends"].tolist()
-        starts = [0, *ends[:-1]]
+        starts = [0, *ends][: len(ends)]
         offsets = tensors["episode_offsets"].tolist()
         self.episodes.add(
             [Episode(raw[a:b], o) for a, b, o in zip(starts, ends, offsets, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 # One thread a process, before torch is imported: tests measure properties, and servers run beside
 # them.
@@ -17,7 +18,7 @@ from organism.genome import Genome, new_genome
 torch.set_num_threads(1)
 
 
-def small_config(family: str = "polynomial", **cortex: object) -> GenomeConfig:
+def small_config(family: str = "polynomial", **cortex: Any) -> GenomeConfig:
     """A tiny genome's configuration with every mechanism on; keywords change the cortex's."""
     settings: dict[str, object] = {
         "d_in": 8,

@@ -39,8 +39,8 @@ class FamiliarityConfig(Settings):
     longest_life: int = Field(
         1000, ge=1, le=100_000, description="lives last log-uniformly from one segment to this"
     )
-    probes: int = Field(16, ge=0, le=1024, description="cues of each kind asked at a segment's end")
-    probe_weight: float = Field(0.5, ge=0, description="weight of the probes' loss")
+    probes: int = Field(12, ge=0, le=1024, description="cues of each kind asked at a segment's end")
+    probe_weight: float = Field(1.5, ge=0, description="weight of the probes' loss")
     probe_span: int = Field(100, ge=1, description="lived cues are among the last this many chunks")
     held_out_streams: int = Field(8, ge=1, le=1024, description="held-out lifetimes")
     held_out_steps: int = Field(800, ge=2, le=100_000, description="their length")

@@ -1,0 +1,86 @@
+"""Synthetic streams: labels that are true, statistics that vary."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from organism.evaluate import label
+from organism.tasks.streams import Stream, StreamConfig, damage, sample_stream
+
+UNDAMAGED = StreamConfig(damaged_streams=0)
+
+
+def stream(seed: int, config: StreamConfig = UNDAMAGED, steps: int = 200) -> Stream:
+    """The stream of a seed."""
+    return sample_stream(config, steps, random.Random(seed))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_chunk_is_familiar_exactly_when_its_text_was_lived(seed: int) -> None:
+    """Without damage, labels are those of an exact-match table."""
+    s = stream(seed)
+    assert s.familiar == label(s.chunks)
+    assert len(s.chunks) == 200
+    assert all(s.chunks)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_unlived_chunks_were_never_lived(seed: int) -> None:
+    """They are probes for novelty of the same world."""
+    s = stream(seed)
+    assert s.unlived
+    assert not set(s.unlived) & set(s.chunks)
+
+
+def test_damage_changes_bytes_and_no_labels() -> None:
+    """A damaged stream has the identities, hence the labels, of its undamaged self."""
+    config = StreamConfig(damaged_streams=1.0, damage=(0.1, 0.1))
+    s = stream(3, config)
+    assert 0.1 < sum(s.familiar) / len(s.familiar) < 0.95
+    assert label(s.chunks) != s.familiar
+
+
+def test_damage_replaces_the_fraction_it_says() -> None:
+    """Each byte with its probability, by a printable one, and never the length."""
+    chunk = bytes(2000)
+    damaged = damage(chunk, 0.25, random.Random(0))
+    replaced = [byte for byte in damaged if byte]
+    assert len(damaged) == 2000
+    assert 400 < len(replaced) < 600
+    assert all(0x20 <= byte < 0x7F for byte in replaced)
+    assert damage(chunk, 0, random.Random(0)) == chunk
+
+
+def test_streams_are_repeatable_and_differ() -> None:
+    """A seed is a stream."""
+    assert stream(1) == stream(1)
+    assert stream(1) != stream(2)
+
+
+def test_streams_vary_in_what_is_familiar() -> None:
+    """No one base rate can be learned by heart."""
+    shares = [sum(stream(seed).familiar) / 200 for seed in range(30)]
+    assert min(shares) < 0.55
+    assert max(shares) > 0.8
+
+
+def test_some_streams_are_binary() -> None:
+    """Byte 0 and bytes beyond ASCII are ordinary bytes."""
+    binary = stream(0, StreamConfig(damaged_streams=0, binary_streams=1))
+    assert any(0 in chunk for chunk in binary.chunks)
+    assert any(max(chunk) > 127 for chunk in binary.chunks)
+
+
+def test_the_world_drifts() -> None:
+    """A world that forgets its templates comes back less often to what it said before."""
+
+    def come_back(drift: float) -> float:
+        config = StreamConfig(
+            damaged_streams=0, binary_streams=0, repeat=(0, 0), drift=(drift, drift)
+        )
+        streams = [stream(seed, config, 600) for seed in range(12)]
+        return sum(sum(s.familiar[300:]) for s in streams) / (12 * 300)
+
+    assert come_back(0.3) < come_back(0.0) - 0.05

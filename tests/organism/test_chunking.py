@@ -1,0 +1,38 @@
+"""Messages to chunks."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from organism.chunking import chunk_message, split_lines
+
+MESSAGES = st.binary(max_size=80) | st.text("ab\r\n", max_size=40).map(str.encode)
+
+
+@given(MESSAGES, st.integers(1, 10))
+def test_chunks_stand_where_they_say(message: bytes, size: int) -> None:
+    """Each chunk is the message's bytes at its offset, no longer than the limit, in order."""
+    for chunking in ("lines", "windows"):
+        chunks = chunk_message(message, chunking, size)
+        assert all(message[start : start + len(chunk)] == chunk for start, chunk in chunks)
+        assert all(0 < len(chunk) <= size for _, chunk in chunks)
+        assert [start for start, _ in chunks] == sorted({start for start, _ in chunks})
+
+
+@given(MESSAGES, st.integers(1, 10))
+def test_windows_lose_nothing(message: bytes, size: int) -> None:
+    """Windows side by side are the message."""
+    assert b"".join(chunk for _, chunk in chunk_message(message, "windows", size)) == message
+
+
+@given(MESSAGES)
+def test_short_lines_are_the_lines_that_are_not_blank(message: bytes) -> None:
+    """The daemon and the evaluation share one notion of a line."""
+    chunks = [chunk for _, chunk in chunk_message(message, "lines", 1000)]
+    assert chunks == [line for line in split_lines(message) if line]
+
+
+def test_line_ends() -> None:
+    r"""One trailing \r goes with the \n, further ones stay; the message's end ends a line."""
+    assert chunk_message(b"a\r\n\r\nb\r\r\nc", "lines", 10) == [(0, b"a"), (5, b"b\r"), (9, b"c")]

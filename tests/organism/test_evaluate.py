@@ -1,0 +1,132 @@
+"""The evaluation of a frozen genome on real lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from organism.evaluate import evaluate, label, main
+from organism.genome import Genome, load, new_genome, save
+from tests.conftest import small_config
+
+GENOME = new_genome(small_config(calibration=True), seed=1)
+SHIPPED = load(Path(__file__).resolve().parents[2] / "checkpoints" / "default.genome")
+# Twenty lines, each lived three times over, and forty lived once.
+LINES = [b"a line that comes again, number %d" % (i % 20) for i in range(60)] + [
+    b"something else altogether: %d, and %d" % (i, i * i) for i in range(40)
+]
+
+
+def test_lines_are_familiar_when_their_text_came_before() -> None:
+    """The shipped genome tells them apart, and only by its plasticity."""
+    result = evaluate(SHIPPED, LINES)
+    assert result.lines == 100
+    assert result.familiar_fraction == pytest.approx(0.4)
+    assert result.auroc > 0.95
+    assert result.auroc_entropy > 0.95
+    assert 0.2 < result.auroc_frozen < 0.8
+    assert result.familiarity_familiar > result.familiarity_novel + 0.3
+
+
+def test_damage_comes_after_the_labels() -> None:
+    """With every byte replaced, labels stay and nothing can be told apart by text."""
+    result = evaluate(SHIPPED, LINES, damaged_fraction=1.0)
+    assert result.familiar_fraction == pytest.approx(0.4)
+    assert 0.3 < result.auroc < 0.7
+    assert evaluate(SHIPPED, LINES, damaged_fraction=1.0) == result
+    assert evaluate(SHIPPED, LINES, damaged_fraction=1.0, seed=1) != result
+
+
+def test_identities_decide_the_labels() -> None:
+    """Lines whose text never repeats are familiar by what they are known by."""
+    raw = [b"%04d " % i + line for i, line in enumerate(LINES)]
+    assert evaluate(GENOME, raw).familiar_fraction == 0
+    assert evaluate(GENOME, raw, LINES).familiar_fraction == pytest.approx(0.4)
+    with pytest.raises(ValueError, match="100 lines but 99 identities"):
+        evaluate(GENOME, raw, LINES[1:])
+
+
+def test_blank_lines_are_left_out_and_keep_the_others_in_step() -> None:
+    """Line t of one file stays line t of the other."""
+    raw = [b"first", b"", b"second", b"third"]
+    identities = [b"same", b"other", b"other", b"same"]
+    result = evaluate(GENOME, raw, identities)
+    assert result.lines == 3
+    assert result.familiar_fraction == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match="every line is blank"):
+        evaluate(GENOME, [b"", b""])
+
+
+def test_frozen_is_a_life_without_plasticity() -> None:
+    """α = 0: as a genome whose rate is as good as none."""
+    config = small_config(calibration=True, alpha=1e-30)
+    still = Genome(config, {**GENOME.theta, "log_alpha": new_genome(config).theta["log_alpha"]})
+    assert evaluate(GENOME, LINES).auroc_frozen == pytest.approx(evaluate(still, LINES).auroc)
+
+
+def test_all_that_is_carried_is_counted() -> None:
+    """W, two memories, the mean, β, the calibration."""
+    assert evaluate(GENOME, LINES).state_floats == 8 * 24 + 3 * 8 + 2
+
+
+def test_labels() -> None:
+    """Exact matches, in order."""
+    assert label([b"a", b"b", b"a", b"a"]) == [False, False, True, True]
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One JSON object with at least the promised figures; a table without --json."""
+    save(GENOME, tmp_path / "g.genome")
+    (tmp_path / "lines").write_bytes(b"\r\n".join(LINES))
+    arguments = ["--genome", str(tmp_path / "g.genome"), "--lines", str(tmp_path / "lines")]
+    assert main([*arguments, "--damage", "0.1", "--seed", "3", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    promised = {"auroc", "auroc_frozen", "auroc_entropy", "state_floats", "lines"}
+    assert promised | {"familiar_fraction"} <= set(figures)
+    assert figures["auroc"] == evaluate(GENOME, LINES, None, 0.1, 3).auroc
+    assert main(arguments) == 0
+    assert "auroc_frozen" in capsys.readouterr().out
+
+
+def test_what_one_class_cannot_give_is_null(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """JSON has no NaN."""
+    save(GENOME, tmp_path / "g.genome")
+    (tmp_path / "lines").write_bytes(b"a\nb\n")
+    arguments = ["--genome", str(tmp_path / "g.genome"), "--lines", str(tmp_path / "lines")]
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["auroc"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--genome", "/nowhere", "--lines", "LINES"], "cannot read genome /nowhere"),
+        (["--genome", "GENOME", "--lines", "/nowhere"], "No such file"),
+        (["--genome", "LINES", "--lines", "LINES"], "not a genome file"),
+        (["--genome", "GENOME", "--lines", "LINES", "--identity", "MORE"], "3 identities"),
+    ],
+)
+def test_unusable_files_are_explained(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 2 and one line."""
+    save(GENOME, tmp_path / "GENOME")
+    (tmp_path / "LINES").write_bytes(b"a\nb\n")
+    (tmp_path / "MORE").write_bytes(b"a\nb\nc\n")
+    paths = [str(tmp_path / a) if a.isupper() else a for a in arguments]
+    assert main(paths) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", ["1.5", "-0.1", "half"])
+def test_a_fraction_is_from_0_to_1(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused as any command refuses an argument."""
+    with pytest.raises(SystemExit):
+        main(["--genome", "g", "--lines", "l", "--damage", value])
+    assert "--damage" in capsys.readouterr().err

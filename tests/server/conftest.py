@@ -1,0 +1,105 @@
+"""Daemons for tests: real processes on real sockets, stopped by their own process id."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+from organism.genome import Genome, new_genome, save
+from tests.conftest import small_config
+
+OCTETS = {"Content-Type": "application/octet-stream"}
+
+
+def small_genome(seed: int = 1) -> Genome:
+    """A tiny untrained genome with every mechanism on."""
+    return new_genome(small_config(calibration=True), seed)
+
+
+@dataclass
+class Daemon:
+    """A daemon process and a client for it; a context manager that stops it by SIGTERM."""
+
+    state_dir: Path
+    genome: Path
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def __enter__(self) -> Daemon:
+        """Start it and wait until it takes messages."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        # Nothing of the surrounding environment's settings may leak in.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("ORGANISM_")}
+        environment |= {
+            "ORGANISM_PORT": str(self.port),
+            "ORGANISM_STATE_DIR": str(self.state_dir),
+            "ORGANISM_GENOME": str(self.genome),
+            **self.settings,
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "server"], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
+        deadline = time.monotonic() + 60
+        while not self._ready():
+            assert self.process.poll() is None, self.process.communicate()[1]
+            assert time.monotonic() < deadline, "not ready within 60 s"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop it cleanly; whoever wants its last words calls ``stop`` first."""
+        self.client.close()
+        if self.process.poll() is None:
+            self.stop()
+
+    def stop(self) -> str:
+        """Ask it to stop, check that it did so cleanly, and return its log."""
+        self.process.send_signal(signal.SIGTERM)
+        log = self.process.communicate(timeout=60)[1]
+        assert self.process.returncode == 0, log
+        return log
+
+    def ingest(self, data: bytes, **headers: str) -> httpx.Response:
+        """Post bytes to be learned."""
+        return self.client.post("/ingest", content=data, headers={**OCTETS, **headers})
+
+    def recall(self, cue: bytes) -> httpx.Response:
+        """Post a cue."""
+        return self.client.post("/recall", content=cue, headers=OCTETS)
+
+    def status(self) -> dict[str, object]:
+        """Where it stands."""
+        answer: dict[str, object] = self.client.get("/status").json()
+        return answer
+
+    def _ready(self) -> bool:
+        try:
+            return self.client.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+@pytest.fixture(scope="session")
+def genome_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A genome file to be born with."""
+    path = tmp_path_factory.mktemp("genome") / "small.genome"
+    save(small_genome(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory, genome_path: Path) -> Iterator[Daemon]:
+    """One daemon for a module whose tests do not mind each other's bytes."""
+    with Daemon(tmp_path_factory.mktemp("state"), genome_path) as running:
+        yield running

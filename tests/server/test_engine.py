@@ -1,0 +1,216 @@
+"""The engine: one owner of the live cortex, a pure fold over its messages."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from organism.chunking import chunk_message
+from organism.cortex import step
+from organism.encoder import encode
+from organism.genome import Genome, new_genome
+from organism.lifetime import live
+from server.engine import Engine, Life, SwapRefused
+from server.errors import Problem
+from server.metrics import Metrics
+from server.settings import ServerSettings, load_settings
+from server.storage.snapshot import StateDirError
+from tests.conftest import small_config
+from tests.server.conftest import small_genome
+
+MESSAGES = [b"a first line\nand a second\n", b"a third\n\n", b"a first line\n", b"end"]
+
+
+def settings(folder: Path, **changes: str) -> ServerSettings:
+    """Settings with a state folder."""
+    names = {f"ORGANISM_{name.upper()}": value for name, value in changes.items()}
+    return load_settings({"ORGANISM_STATE_DIR": str(folder), **names})
+
+
+@contextmanager
+def engine(folder: Path, genome: Genome | None = None, **changes: str) -> Iterator[Engine]:
+    """A running engine."""
+    running = Engine(settings(folder, **changes), Metrics(), lambda: genome or small_genome())
+    running.start()
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def look(running: Engine) -> Life:
+    """The life between two messages."""
+    return running.look().result(timeout=30)
+
+
+def test_state_is_a_fold_over_the_messages(tmp_path: Path) -> None:
+    """The engine's cortex is, bit for bit, a lifetime over the messages' chunks in order."""
+    with engine(tmp_path) as running:
+        for message in MESSAGES:
+            running.submit(message).result(timeout=30)
+        found = look(running)
+    genome = small_genome()
+    chunks = [c for m in MESSAGES for _, c in chunk_message(m, "lines", 4096)]
+    inputs = encode(chunks, genome.config.encoder, genome.config.cortex.d_in)
+    with torch.inference_mode():
+        lived = live(genome, inputs.unsqueeze(1))
+    assert found.cortex.to_bytes() == lived.state.to_bytes()
+    assert found.offset == sum(map(len, MESSAGES))
+
+
+def test_how_chunks_are_grouped_into_messages_does_not_matter(tmp_path: Path) -> None:
+    """One long message and many short ones leave the same state."""
+    lines = [b"line %d of many\n" % (i % 700) for i in range(1300)]
+    with engine(tmp_path / "one") as one:
+        one.submit(b"".join(lines)).result(timeout=60)
+        whole = look(one).state_sha256
+    with engine(tmp_path / "many") as many:
+        for receipt in [many.submit(line) for line in lines]:
+            receipt.result(timeout=60)
+        assert look(many).state_sha256 == whole
+
+
+def test_sleeping_changes_nothing(tmp_path: Path) -> None:
+    """Stopped and started between any two messages, it becomes the same."""
+    for message in MESSAGES:
+        with engine(tmp_path / "slept") as running:
+            running.submit(message).result(timeout=30)
+    with engine(tmp_path / "awake") as running:
+        for message in MESSAGES:
+            running.submit(message).result(timeout=30)
+        awake = look(running)
+    with engine(tmp_path / "slept") as running:
+        slept = look(running)
+        assert slept.state_sha256 == awake.state_sha256
+        assert slept.last_message == awake.last_message
+
+
+def test_receipts_tell_the_means_before_learning(tmp_path: Path) -> None:
+    """As a lifetime reads them."""
+    genome = small_genome()
+    chunks = [b"a first line", b"and a second"]
+    inputs = encode(chunks, genome.config.encoder, genome.config.cortex.d_in).unsqueeze(1)
+    lived = live(genome, inputs)
+    with engine(tmp_path) as running:
+        receipt = running.submit(MESSAGES[0]).result(timeout=30)
+    assert receipt.entropy == pytest.approx(lived.entropy.mean().item())
+    assert receipt.familiarity == pytest.approx(torch.sigmoid(lived.logit).mean().item())
+
+
+def test_what_was_queued_at_a_stop_is_learned(tmp_path: Path) -> None:
+    """Stopping drains; afterwards nothing is taken, and a second stop is nothing."""
+    with engine(tmp_path) as running:
+        receipts = [running.submit(b"line %d\n" % i) for i in range(100)]
+        running.stop()
+        assert all(receipt.done() for receipt in receipts)
+        with pytest.raises(Problem, match="starting or stopping"):
+            running.submit(b"late\n")
+        with pytest.raises(Problem, match="starting or stopping"):
+            running.recall(b"late")
+        running.stop()
+    with engine(tmp_path) as running:
+        assert look(running).cortex.steps.item() == 100
+
+
+@contextmanager
+def held(running: Engine) -> Iterator[None]:
+    """Hold the learner at a read until the block ends."""
+    entered, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        entered.set()
+        release.wait(30)
+
+    with running._condition:
+        running._enqueue(running._reads, hold)
+    assert entered.wait(30)
+    try:
+        yield
+    finally:
+        release.set()
+
+
+def test_the_queue_is_bounded_in_bytes(tmp_path: Path) -> None:
+    """Beyond the limit a message is refused with 503, and what was taken is learned."""
+    with engine(tmp_path, body_limit_bytes="10", queue_limit_bytes="25") as running:
+        with held(running):
+            taken = [running.submit(b"123456789\n") for _ in range(2)]
+            with pytest.raises(Problem, match="send again later") as caught:
+                running.submit(b"123456789\n")
+            assert caught.value.status == 503
+            assert caught.value.headers["Retry-After"]
+        assert [receipt.result(timeout=30).offset for receipt in taken] == [10, 20]
+        assert running.submit(b"123456789\n").result(timeout=30).offset == 30
+
+
+def test_a_recall_need_not_wait_for_a_long_message(tmp_path: Path) -> None:
+    """Reads are answered between chunks: while a message is still being learned."""
+    with engine(tmp_path) as running:
+        long = running.submit(b"".join(b"line %d\n" % i for i in range(5000)))
+        running.recall(b"line 1").result(timeout=30)
+        assert not long.done()
+        long.result(timeout=60)
+
+
+def test_a_failure_while_learning_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault in a message's middle undoes its beginning; the learner lives on."""
+    with engine(tmp_path) as running:
+        running.submit(MESSAGES[0]).result(timeout=30)
+        before = look(running)
+        calls = 0
+
+        def failing(*arguments: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                raise RuntimeError("a fault in the middle")
+            return step(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr("server.engine.step", failing)
+        with pytest.raises(RuntimeError, match="in the middle"):
+            running.submit(b"one\ntwo\nthree\n").result(timeout=30)
+        after = look(running)
+        assert (after.state_sha256, after.entropy) == (before.state_sha256, before.entropy)
+        assert running.submit(b"four\n").result(timeout=30).chunks == 1
+
+
+def test_a_genome_takes_over_in_turn_and_w_is_kept(tmp_path: Path) -> None:
+    """Messages before it are learned by the old genome, W stays, the generation counts."""
+    other = new_genome(small_config("mlp", calibration=True), 5)
+    with engine(tmp_path) as running:
+        running.submit(MESSAGES[0])
+        swapped = running.swap(other).result(timeout=30)
+        assert swapped.cortex.steps.item() == 2
+        assert swapped.generation == 1
+        assert swapped.genome.sha256 == other.sha256
+        running.submit(MESSAGES[1]).result(timeout=30)
+        state = look(running).state_sha256
+    with engine(tmp_path) as running:
+        woken = look(running)
+        assert (woken.generation, woken.genome.sha256) == (1, other.sha256)
+        assert woken.state_sha256 == state
+
+
+def test_a_genome_of_another_body_is_refused(tmp_path: Path) -> None:
+    """Another shape cannot take over; nothing changes."""
+    with engine(tmp_path) as running:
+        with pytest.raises(SwapRefused, match="train it from the running genome"):
+            running.swap(new_genome(small_config(d_hidden=16))).result(timeout=30)
+        assert look(running).generation == 0
+
+
+def test_one_engine_a_folder(tmp_path: Path) -> None:
+    """The folder is held while the engine runs, and free afterwards."""
+    with engine(tmp_path):
+        second = Engine(settings(tmp_path), Metrics(), small_genome)
+        with pytest.raises(StateDirError, match="held by another daemon"):
+            second.start()
+    with engine(tmp_path) as running:
+        assert running.ready

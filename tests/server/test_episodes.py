@@ -1,0 +1,83 @@
+"""Episode memory: bounded, most recent, found again though damaged."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from organism.tasks.streams import damage
+from server.episodes import Episode, Episodes
+
+
+def lived(chunks: list[bytes], max_chunks: int = 100, max_bytes: int = 10_000) -> Episodes:
+    """A memory of chunks that were lived one after the other, at offsets from 0."""
+    episodes = Episodes(max_chunks, max_bytes)
+    episodes.add([Episode(chunk, offset) for offset, chunk in enumerate(chunks)])
+    return episodes
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=6), max_size=40),
+    st.integers(1, 8),
+    st.integers(1, 40),
+)
+def test_the_most_recent_distinct_chunks_are_kept(
+    chunks: list[bytes], max_chunks: int, max_bytes: int
+) -> None:
+    """As an ordered map would: latest occurrence counts, oldest give way, both bounds hold."""
+    expected: dict[bytes, int] = {}
+    for offset, chunk in enumerate(chunks):
+        if len(chunk) > max_bytes:
+            continue
+        expected.pop(chunk, None)
+        while len(expected) == max_chunks or sum(map(len, expected)) + len(chunk) > max_bytes:
+            del expected[next(iter(expected))]
+        expected[chunk] = offset
+    episodes = lived(chunks, max_chunks, max_bytes)
+    assert [(e.chunk, e.offset) for e in episodes.all()] == list(expected.items())
+    assert len(episodes) == len(expected)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=6), min_size=1, max_size=20))
+def test_memory_is_restored_by_living_it_again(chunks: list[bytes]) -> None:
+    """What ``all`` gives, added to an empty memory, is the same memory."""
+    episodes = lived(chunks)
+    again = Episodes(100, 10_000)
+    again.add(episodes.all())
+    assert again.all() == episodes.all()
+    assert again.search(chunks[0], 5) == episodes.search(chunks[0], 5)
+
+
+def test_an_exact_cue_finds_its_latest_occurrence() -> None:
+    """Similarity 1, at the last offset."""
+    best = lived([b"one line", b"other", b"one line"]).search(b"one line", 3)[0]
+    assert (best.episode.offset, best.similarity) == (2, 1.0)
+
+
+def test_damaged_cues_find_their_line() -> None:
+    """Ten percent of the bytes replaced: the line is first in nineteen cases of twenty."""
+    rng = random.Random(0)
+    words = [bytes(rng.choices(b"etaoinshr", k=6)) for _ in range(60)]
+    lines = [b" ".join(rng.choices(words, k=8)) for _ in range(400)]
+    episodes = lived(lines, 1000, 10**6)
+    found = [episodes.search(damage(line, 0.1, rng), 1)[0].episode.chunk for line in lines]
+    assert sum(a == b for a, b in zip(found, lines, strict=True)) >= 380
+
+
+def test_an_empty_memory_finds_nothing() -> None:
+    """And does not invent a match."""
+    assert lived([]).search(b"anything", 5) == []
+
+
+def test_a_chunk_larger_than_the_memory_is_not_kept() -> None:
+    """It does not push everything else out."""
+    assert [e.chunk for e in lived([b"small", b"x" * 50], 10, 20).all()] == [b"small"]
+
+
+def test_as_many_matches_as_asked_for() -> None:
+    """Most similar first; the rest is left out."""
+    found = lived([b"line %d" % i for i in range(30)]).search(b"line 7", 4)
+    assert len(found) == 4
+    assert [f.similarity for f in found] == sorted((f.similarity for f in found), reverse=True)

@@ -1,0 +1,107 @@
+"""The WebSocket: frames in, cumulative acknowledgements out, on a real socket."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from tests.server.conftest import Daemon
+
+
+def socket(daemon: Daemon, query: str = "", **arguments: Any) -> ClientConnection:
+    """Open the ingest socket."""
+    connection: ClientConnection = connect(
+        f"ws://127.0.0.1:{daemon.port}/ingest/ws{query}", **arguments
+    )
+    return connection
+
+
+def test_frames_are_learned_in_order_and_acknowledged(daemon: Daemon) -> None:
+    """Each acknowledgement is the offset after a frame; the last covers all."""
+    start = int(str(daemon.status()["offset"]))
+    frames = [b"frame %d\n" % i for i in range(50)]
+    with socket(daemon) as ws:
+        for frame in frames:
+            ws.send(frame)
+        offsets = [json.loads(ws.recv(timeout=30))["offset"] for _ in frames]
+    lengths = [len(frame) for frame in frames]
+    assert offsets == [start + sum(lengths[: i + 1]) for i in range(50)]
+    assert daemon.status()["offset"] == offsets[-1]
+    assert daemon.recall(b"frame 49").json()["recall_error"] == 0
+
+
+def test_more_frames_than_the_window(tmp_path: Path, genome_path: Path) -> None:
+    """The window bounds what is taken ahead, and loses nothing."""
+    with (
+        Daemon(tmp_path / "state", genome_path, {"ORGANISM_WS_WINDOW": "2"}) as daemon,
+        socket(daemon) as ws,
+    ):
+        for i in range(20):
+            ws.send(b"%02d\n" % i)
+        offsets = [json.loads(ws.recv(timeout=30))["offset"] for _ in range(20)]
+        assert offsets == [3 * (i + 1) for i in range(20)]
+
+
+def test_an_opening_offset_is_checked(daemon: Daemon) -> None:
+    """The right one is taken; a wrong one closes with 4409 and says where the stream stands."""
+    offset = daemon.status()["offset"]
+    with socket(daemon, f"?offset={offset}") as ws:
+        ws.send(b"x\n")
+        ws.send(b"y\n")
+        for moved in (2, 4):
+            assert json.loads(ws.recv(timeout=30)) == {"offset": offset + moved}  # type: ignore[operator]
+    state = daemon.status()
+    assert closed(daemon, b"x\n", "?offset=5") == (4409, f"at {state['offset']}")
+    assert daemon.status() == state
+
+
+def closed(daemon: Daemon, frame: bytes | str | None, query: str = "") -> tuple[int, str]:
+    """Send a frame that is refused; the close code, and where the reason says the stream is."""
+    with socket(daemon, query) as ws:
+        if frame is not None:
+            ws.send(frame)
+        with pytest.raises(ConnectionClosed) as caught:
+            ws.recv(timeout=30)
+    assert caught.value.rcvd is not None
+    reason = caught.value.rcvd.reason
+    start = reason.find("at ")
+    return caught.value.rcvd.code, reason[start:].split(":")[0] if start >= 0 else reason
+
+
+def test_refused_frames_close_the_socket_and_change_nothing(
+    tmp_path: Path, genome_path: Path
+) -> None:
+    """Text 1003, empty 1007, a bad offset 1007, too large 1009."""
+    settings = {"ORGANISM_BODY_LIMIT_BYTES": "1000"}
+    with Daemon(tmp_path / "state", genome_path, settings) as daemon:
+        before = daemon.status()
+        assert closed(daemon, "text")[0] == 1003
+        assert closed(daemon, b"")[0] == 1007
+        assert closed(daemon, None, "?offset=many")[0] == 1007
+        assert closed(daemon, b"x" * 1001)[0] == 1009
+        assert daemon.status() == before
+
+
+def test_a_client_that_leaves_is_forgotten(daemon: Daemon) -> None:
+    """What it sent is learned; the daemon goes on."""
+    before = int(str(daemon.status()["offset"]))
+    with socket(daemon) as ws:
+        ws.send(b"last words\n")
+        ws.recv(timeout=30)
+    assert daemon.status()["offset"] == before + 11
+
+
+def test_the_socket_asks_for_the_key(tmp_path: Path, genome_path: Path) -> None:
+    """Refused before it opens; with the key, it opens."""
+    with Daemon(tmp_path / "state", genome_path, {"ORGANISM_API_KEY": "key"}) as daemon:
+        with pytest.raises(Exception, match="HTTP 403"):
+            socket(daemon)
+        headers = {"Authorization": "Bearer key"}
+        with socket(daemon, additional_headers=headers) as ws:
+            ws.send(b"x\n")
+            assert json.loads(ws.recv(timeout=30)) == {"offset": 2}

@@ -1,0 +1,84 @@
+"""Imports point one way: a file imports only what stands above it here."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+LAYERS = [
+    "organism.config",
+    "organism.chunking",
+    "organism.auroc",
+    "organism.tensorfile",
+    "organism.encoder",
+    "organism.rules",
+    "organism.readout",
+    "organism.genome",
+    "organism.cortex",
+    "organism.lifetime",
+    "organism.tasks.protocol",
+    "organism.tasks.streams",
+    "organism.tasks.projection",
+    "organism.tasks.familiarity",
+    "organism.evaluate",
+    "organism.presets",
+    "organism.meta_train",
+    "server.settings",
+    "server.errors",
+    "server.wire",
+    "server.metrics",
+    "server.storage.snapshot",
+    "server.episodes",
+    "server.engine",
+    "server.retrain",
+    "server.routes",
+    "server.stream",
+    "server.app",
+    "server.__main__",
+    "examples.demo",
+]
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of ours that a file imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import; name the module"
+            module = node.module or ""
+            inner = {f"{module}.{alias.name}" for alias in node.names}
+            found.update(inner & set(LAYERS) or {module})
+    return {name for name in found if name.split(".")[0] in ("organism", "server", "examples")}
+
+
+def module_path(module: str) -> Path:
+    """The file of a module."""
+    return ROOT / (module.replace(".", "/") + ".py")
+
+
+@pytest.mark.parametrize("module", LAYERS)
+def test_a_module_imports_only_what_stands_above_it(module: str) -> None:
+    """In particular, the science never imports the daemon."""
+    above = LAYERS[: LAYERS.index(module)]
+    assert imports(module_path(module)) <= set(above)
+
+
+def test_every_module_has_its_place() -> None:
+    """A file that is not in the list would escape the rule."""
+    files = [
+        p for folder in ("organism", "server", "examples") for p in (ROOT / folder).rglob("*.py")
+    ]
+    modules = {str(p.relative_to(ROOT).with_suffix("")).replace("/", ".") for p in files}
+    assert {m for m in modules if not m.endswith("__init__")} == set(LAYERS)
+
+
+def test_storage_is_bytes_in_bytes_out() -> None:
+    """No torch where durability is decided."""
+    for path in (ROOT / "server" / "storage").rglob("*.py"):
+        assert "torch" not in path.read_text().replace("no torch", "")
