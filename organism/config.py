@@ -57,7 +57,9 @@ class RuleConfig(Settings):
     """The plasticity rule G(pre, post, w) -> Δw, applied at every synapse [D26 §3.1]."""
 
     family: Literal["mlp", "polynomial"] = Field("mlp", description="the rule family")
-    hidden: int = Field(16, ge=1, le=96, description="mlp: hidden units [D26 §6.4: 16]")
+    hidden: int = Field(
+        16, ge=1, le=96, description="mlp: hidden units [D26 §6.4: 16]; 96 keeps θ under 500"
+    )
     pre_exponent: int = Field(1, ge=0, le=3, description="polynomial: highest power of pre")
     post_exponent: int = Field(2, ge=0, le=3, description="polynomial: highest power of post")
     weight_exponent: int = Field(1, ge=0, le=3, description="polynomial: highest power of w")
@@ -136,6 +138,8 @@ class CortexConfig(Settings):
         False, description="the readout's level follows the stream [D26: no familiarity, none]"
     )
     calibration_rate: float = Field(0.02, gt=0, le=1, description="rate of that level")
+
+    plasticity: bool = Field(True, description="W learns; off: it stays innate, all else runs on")
 
     normalisation: Normalisation = Field(
         "frobenius", description="l2 normalisation of W after each step [D26 §3.3: whole matrix]"

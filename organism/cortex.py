@@ -8,6 +8,7 @@ time.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ class CortexState:
         long_term: m_LT, ``(batch, d_in)``.
         mean: running mean μ of the inputs, ``(batch, d_in)``.
         beta: metabolic gain β, ``(batch,)``.
-        level: calibration of the readout, the log_deviation of novel chunks, ``(batch,)``.
+        level: calibration of the readout, the log_response of novel chunks, ``(batch,)``.
         steps: steps lived, ``(batch,)`` int64.
     """
 
@@ -88,7 +89,7 @@ class Reading:
         z: β·z̃, the pre-synaptic activity, ``(batch, d_in)``.
         h: hidden activity, ``(batch, d_hidden)``, in (−1, 1).
         entropy: H = std(h), the original's proxy, ``(batch,)``.
-        stats: statistics of h that the readout sees, ``(batch, 4)``.
+        stats: what the readout sees, ``(batch, 2)``.
         logit: log-odds of familiarity, ``(batch,)``.
     """
 
@@ -105,8 +106,9 @@ class Reading:
         return torch.sigmoid(self.logit)
 
 
+@lru_cache(maxsize=8)
 def innate_weights(config: CortexConfig) -> Tensor:
-    """W₀, ``(d_in, d_hidden)`` float32, drawn from the stored seed.
+    """W₀, ``(d_in, d_hidden)`` float32, drawn from the stored seed; shared, never written to.
 
     ``gaussian`` is N(0, innate_std²) as in [D26 App. C]. ``tight_frame`` sets random orthogonal
     blocks side by side: unit columns with W₀W₀ᵀ = (d_hidden/d_in)·I, so that before any learning
@@ -163,9 +165,11 @@ def recall(genome: Genome, state: CortexState, e: Tensor) -> Reading:
     else:
         mixed = x
     z = state.beta.unsqueeze(1) * mixed
-    h = torch.tanh(torch.bmm(z.unsqueeze(1), state.w).squeeze(1))
-    stats = statistics(h, state.beta, state.level, config.d_in)
-    return Reading(mixed, z, h, deviation(h), stats, logit(genome.theta["readout"], stats))
+    h = _response(z, state.w)
+    innate = _response(z, innate_weights(config).to(z).expand_as(state.w))
+    entropy = deviation(h)
+    stats = statistics(entropy, deviation(innate), state.level)
+    return Reading(mixed, z, h, entropy, stats, logit(genome.theta["readout"], stats))
 
 
 def step(
@@ -229,8 +233,15 @@ def normalise(w: Tensor, normalisation: Normalisation, epsilon: float) -> Tensor
     return w / (norm + epsilon)
 
 
+def _response(z: Tensor, w: Tensor) -> Tensor:
+    """tanh(zW); equal weights give equal bits, whichever tensor holds them."""
+    return torch.tanh(torch.bmm(z.unsqueeze(1), w).squeeze(1))
+
+
 def _plasticity(genome: Genome, state: CortexState, reading: Reading, post: Tensor) -> Tensor:
     config, w = genome.config, state.w
+    if not config.cortex.plasticity:
+        return w
     rule = make_rule(config.rule)
     delta = scaled_delta(
         rule, genome.theta, config.rule, config.cortex, reading.z, post, w, state.beta

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import sys
 from collections.abc import Sequence
@@ -112,7 +111,7 @@ def evaluate(
     chunks = [damage(lines[i], damaged_fraction, rng) for i in kept]
     inputs = encode(chunks, genome.config.encoder, genome.config.cortex.d_in).unsqueeze(1)
     lived = live(genome, inputs)
-    frozen = replace(genome, theta={**genome.theta, "log_alpha": torch.tensor(-math.inf)})
+    frozen = _frozen(genome)
     positive = torch.tensor(familiar)
     familiarity = torch.sigmoid(lived.logit[:, 0])
     return Evaluation(
@@ -129,6 +128,11 @@ def evaluate(
         seed=seed,
         genome_sha256=genome.sha256,
     )
+
+
+def _frozen(genome: Genome) -> Genome:
+    cortex = genome.config.cortex.model_copy(update={"plasticity": False})
+    return replace(genome, config=genome.config.model_copy(update={"cortex": cortex}))
 
 
 def _column_auroc(scores: Tensor, positive: Tensor) -> float:

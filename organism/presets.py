@@ -61,7 +61,7 @@ PRESETS: dict[Preset, MetaTrainConfig] = {
         outer_steps=600,
         learning_rate=2e-2,
         schedule="cosine",
-        trained=("rule", "log_alpha", "mixing", "readout"),
+        trained=("rule", "log_alpha", "readout"),
         familiarity=FamiliarityConfig(streams=StreamConfig(damaged_streams=0.2)),
         genome=GenomeConfig(
             encoder=EncoderConfig(orders=(3,), buckets=4096),
@@ -78,7 +78,7 @@ PRESETS: dict[Preset, MetaTrainConfig] = {
                 d_hidden=256,
                 innate="tight_frame",
                 centring=True,
-                mixing=(1.0, 0.0, 0.0),
+                memory=False,
                 alpha=0.03,
                 calibration=True,
                 normalisation="column",

@@ -1,26 +1,28 @@
-"""Familiarity: a logistic readout of statistics of h, calibrated by the stream itself.
+"""Familiarity: a logistic readout of how far plasticity has suppressed the response to a chunk.
 
-Owns the statistics, their order and the calibration. They do not depend on the cortex's size, so
-that one genome reads cortices of several sizes, and never on episode memory.
+A cortex that has learned nothing about a chunk answers it as its innate weights would. The
+readout compares the response h with that innate response h₀ = tanh(zW₀): what it sees is what
+learning has changed, and nothing of the accidents of W₀, of β or of the cortex's size. With
+frozen weights the two are equal to the last bit, and familiarity is the same for every chunk.
 
 Calibration without labels. How strongly a cortex answers what it does not know differs from
 stream to stream: lines that all resemble each other evoke little even when new. A running level
 follows the response to chunks held to be novel, each weighted by 1 − familiarity, and a response
 is also read by how far it lies below that level.
+
+Owns the statistics, their order and the calibration. Never reads episode memory.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-STATISTICS = ("log_deviation", "log_flatness", "log_kurtosis", "log_suppression")
+STATISTICS = ("log_response", "log_suppression")
 """Names of the statistics, in the order of the readout's weights; the bias comes last."""
 
-_DEVIATION_FLOOR = 1e-3
-_SILENT_VARIANCE = 1e-20
+# Deviations this small are silence: their ratio is 1, not noise over noise.
+_DEVIATION_FLOOR = 1e-4
 
 
 def deviation(h: Tensor) -> Tensor:
@@ -38,43 +40,22 @@ def deviation(h: Tensor) -> Tensor:
     return torch.where(positive, root, torch.zeros_like(root))
 
 
-def statistics(h: Tensor, beta: Tensor, level: Tensor, d_in: int) -> Tensor:
-    """Describe the distribution of h over columns, free of its length and of the metabolic gain.
+def statistics(entropy: Tensor, innate_entropy: Tensor, level: Tensor) -> Tensor:
+    """Compare the deviation of h with that of the innate response to the same z.
 
-    ``log_deviation`` is log(√d_in·std(h)/β): for unit inputs on random unit columns it is near 0,
-    whatever the size. ``log_flatness`` is log(mean|h−h̄| / std(h)) and ``log_kurtosis`` the log
-    of the standardised fourth moment, both shifted to be 0 for a Gaussian. ``log_suppression``
-    is log_deviation less the level of the novel. Silent activity gives the floor of the
-    first, and 0 for both shapes.
+    ``log_response`` is log(std(h) / std(h₀)), 0 before any learning; ``log_suppression`` is
+    log_response less the level of the novel.
 
     Args:
-        h: ``(batch, d_hidden)``, in (−1, 1).
-        beta: ``(batch,)``, the gain that z was scaled by.
-        level: ``(batch,)``, the running log_deviation of novel chunks.
-        d_in: width of the input.
+        entropy: std(h), ``(batch,)``.
+        innate_entropy: std(h₀), ``(batch,)``.
+        level: the running log_response of novel chunks, ``(batch,)``.
 
     Returns:
-        ``(batch, 4)``, in the order of ``STATISTICS``.
+        ``(batch, 2)``, in the order of ``STATISTICS``.
     """
-    centred = h - h.mean(1, keepdim=True)
-    variance = centred.square().mean(1)
-    silent = variance <= _SILENT_VARIANCE
-    safe = torch.where(silent, torch.ones_like(variance), variance)
-    std = safe.sqrt()
-    scaled = torch.where(silent, torch.zeros_like(std), math.sqrt(d_in) * std / beta)
-    log_deviation = torch.log(scaled + _DEVIATION_FLOOR)
-    gaussian_flatness = math.sqrt(2 / math.pi)
-    flatness = torch.where(silent, gaussian_flatness, centred.abs().mean(1) / std)
-    kurtosis = torch.where(silent, 3.0, centred.pow(4).mean(1) / safe.square())
-    return torch.stack(
-        [
-            log_deviation,
-            torch.log(flatness / gaussian_flatness),
-            torch.log(kurtosis / 3.0),
-            log_deviation - level,
-        ],
-        dim=1,
-    )
+    response = torch.log((entropy + _DEVIATION_FLOOR) / (innate_entropy + _DEVIATION_FLOOR))
+    return torch.stack([response, response - level], dim=1)
 
 
 def logit(weights: Tensor, stats: Tensor) -> Tensor:

@@ -205,6 +205,8 @@ class Engine:
         if not self._running:
             raise errors.not_ready()
         future: Future[_T] = Future()
+        # What is taken is done: a client that leaves cannot call it back.
+        future.set_running_or_notify_cancel()
 
         def run() -> None:
             try:

@@ -159,6 +159,7 @@ def test_metabolism_moves_beta_within_its_bounds() -> None:
         ("metabolism", "beta"),
         ("centring", "mean"),
         ("calibration", "level"),
+        ("plasticity", "w"),
         ("memory", "short_term"),
         ("memory", "long_term"),
     ],
@@ -200,6 +201,16 @@ def test_centring_gives_unit_inputs_and_keeps_zero_zero() -> None:
     assert not silent.h.any()
     assert silent.entropy.item() == 0
     assert math.isfinite(silent.logit.item())
+
+
+def test_familiarity_reads_what_learning_has_changed(genome: Genome) -> None:
+    """Before any learning it is the same for every chunk; afterwards it is not."""
+    e = inputs(30, 1, genome)
+    born = newborn(genome)
+    first = {recall(genome, born, chunk).logit.item() for chunk in e}
+    assert len(first) == 1
+    lived = live(genome, e[:20]).state
+    assert len({recall(genome, lived, chunk).logit.item() for chunk in e}) == 30
 
 
 def test_gradients_of_a_silent_chunk_are_finite(genome: Genome) -> None:
