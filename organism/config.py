@@ -135,9 +135,10 @@ class CortexConfig(Settings):
     beta_max: float = Field(2.0, gt=0, description="upper bound of β [D26 §4.3: 2.0]")
 
     calibration: bool = Field(
-        False, description="the readout's level follows the stream [D26: no familiarity, none]"
+        False, description="a quantile of responses stands for the novel [D26: no familiarity]"
     )
-    calibration_rate: float = Field(0.02, gt=0, le=1, description="rate of that level")
+    novel_quantile: float = Field(0.9, gt=0, lt=1, description="which quantile of the responses")
+    calibration_rate: float = Field(0.03, gt=0, le=1, description="step of its estimation")
 
     plasticity: bool = Field(True, description="W learns; off: it stays innate, all else runs on")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from organism import tensorfile
 from organism.config import CortexConfig, Normalisation
 from organism.genome import Genome
-from organism.readout import deviation, logit, next_level, statistics
+from organism.readout import deviation, log_response, logit, next_level
 from organism.rules import make_rule, scaled_delta
 
 STATE_SCHEMA = 1
@@ -38,7 +38,7 @@ class CortexState:
         long_term: m_LT, ``(batch, d_in)``.
         mean: running mean μ of the inputs, ``(batch, d_in)``.
         beta: metabolic gain β, ``(batch,)``.
-        level: calibration of the readout, the log_response of novel chunks, ``(batch,)``.
+        level: calibration of the readout, an upper quantile of responses, ``(batch,)``.
         steps: steps lived, ``(batch,)`` int64.
     """
 
@@ -89,7 +89,7 @@ class Reading:
         z: β·z̃, the pre-synaptic activity, ``(batch, d_in)``.
         h: hidden activity, ``(batch, d_hidden)``, in (−1, 1).
         entropy: H = std(h), the original's proxy, ``(batch,)``.
-        stats: what the readout sees, ``(batch, 2)``.
+        response: log(std(h) / std(h₀)), what the readout sees, ``(batch,)``.
         logit: log-odds of familiarity, ``(batch,)``.
     """
 
@@ -97,7 +97,7 @@ class Reading:
     z: Tensor
     h: Tensor
     entropy: Tensor
-    stats: Tensor
+    response: Tensor
     logit: Tensor
 
     @property
@@ -168,8 +168,9 @@ def recall(genome: Genome, state: CortexState, e: Tensor) -> Reading:
     h = _response(z, state.w)
     innate = _response(z, innate_weights(config).to(z).expand_as(state.w))
     entropy = deviation(h)
-    stats = statistics(entropy, deviation(innate), state.level)
-    return Reading(mixed, z, h, entropy, stats, logit(genome.theta["readout"], stats))
+    response = log_response(entropy, deviation(innate))
+    odds = logit(genome.theta["readout"], response, state.level)
+    return Reading(mixed, z, h, entropy, response, odds)
 
 
 def step(
@@ -278,7 +279,7 @@ def _next_beta(config: CortexConfig, beta: Tensor, entropy: Tensor) -> Tensor:
 def _next_level(config: CortexConfig, level: Tensor, reading: Reading) -> Tensor:
     if not config.calibration:
         return level
-    return next_level(level, reading.stats, reading.familiarity, config.calibration_rate)
+    return next_level(level, reading.response, config.novel_quantile, config.calibration_rate)
 
 
 def _next_memory(config: CortexConfig, memory: Tensor, mixed: Tensor, decay: float) -> Tensor:

@@ -27,8 +27,8 @@ MAX_MEMORY_MIXING = 0.98
 """Bound that training keeps |c₁| + |c₂| under, so that the memories stay bounded."""
 
 _KIND = "genome"
-# Before any training: the smaller the response, the more familiar.
-_INITIAL_READOUT = (-2.0, -2.0, -1.0)
+# Before any training: the weaker the response, the more familiar.
+_INITIAL_READOUT = (4.0, -2.0)
 
 
 class GenomeError(ValueError):
@@ -42,7 +42,7 @@ class Genome:
     Attributes:
         config: sizes, switches and constants.
         theta: ``rule.*`` (see ``organism.rules``), ``log_alpha`` (), ``mixing`` (3,) as (c₀, c₁,
-            c₂), and ``readout`` (3,), the statistics' weights and the bias.
+            c₂), and ``readout`` (2,) as (slope, bias).
         provenance: where it came from: plain values, shown but never interpreted.
     """
 

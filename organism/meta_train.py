@@ -440,7 +440,8 @@ def _replace(path: Path, blob: bytes) -> None:
 
 def _explain(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        faults = ("--" + ".".join(map(str, e["loc"])) + f": {e['msg']}" for e in error.errors())
+        names = (".".join(map(str, e["loc"])).replace("_", "-") for e in error.errors())
+        faults = (f"--{name}: {e['msg']}" for name, e in zip(names, error.errors(), strict=True))
         return "; ".join(faults)
     return str(error)
 

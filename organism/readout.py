@@ -6,20 +6,16 @@ learning has changed, and nothing of the accidents of W₀, of β or of the cort
 frozen weights the two are equal to the last bit, and familiarity is the same for every chunk.
 
 Calibration without labels. How strongly a cortex answers what it does not know differs from
-stream to stream: lines that all resemble each other evoke little even when new. A running level
-follows the response to chunks held to be novel, each weighted by 1 − familiarity, and a response
-is also read by how far it lies below that level.
+stream to stream, and falls as more is learned. A running upper quantile of the responses stands
+for the novel: familiarity is read from how far a response lies below it.
 
-Owns the statistics, their order and the calibration. Never reads episode memory.
+Owns that statistic and its calibration. Never reads episode memory.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-STATISTICS = ("log_response", "log_suppression")
-"""Names of the statistics, in the order of the readout's weights; the bias comes last."""
 
 # Deviations this small are silence: their ratio is 1, not noise over noise.
 _DEVIATION_FLOOR = 1e-4
@@ -40,44 +36,36 @@ def deviation(h: Tensor) -> Tensor:
     return torch.where(positive, root, torch.zeros_like(root))
 
 
-def statistics(entropy: Tensor, innate_entropy: Tensor, level: Tensor) -> Tensor:
-    """Compare the deviation of h with that of the innate response to the same z.
-
-    ``log_response`` is log(std(h) / std(h₀)), 0 before any learning; ``log_suppression`` is
-    log_response less the level of the novel.
+def log_response(entropy: Tensor, innate_entropy: Tensor) -> Tensor:
+    """log(std(h) / std(h₀)): how far learning has changed the response; 0 before any learning.
 
     Args:
         entropy: std(h), ``(batch,)``.
         innate_entropy: std(h₀), ``(batch,)``.
-        level: the running log_response of novel chunks, ``(batch,)``.
-
-    Returns:
-        ``(batch, 2)``, in the order of ``STATISTICS``.
     """
-    response = torch.log((entropy + _DEVIATION_FLOOR) / (innate_entropy + _DEVIATION_FLOOR))
-    return torch.stack([response, response - level], dim=1)
+    return torch.log((entropy + _DEVIATION_FLOOR) / (innate_entropy + _DEVIATION_FLOOR))
 
 
-def logit(weights: Tensor, stats: Tensor) -> Tensor:
-    """Log-odds that the chunk was lived through.
+def logit(weights: Tensor, response: Tensor, level: Tensor) -> Tensor:
+    """Log-odds that the chunk was lived through: linear in how far the response lies below the novel.
 
     Args:
-        weights: ``(len(STATISTICS) + 1,)``, the bias last.
-        stats: ``(batch, len(STATISTICS))``.
+        weights: slope and bias, ``(2,)``.
+        response: ``log_response`` of the chunk, ``(batch,)``.
+        level: ``log_response`` that stands for the novel, ``(batch,)``.
 
     Returns:
         ``(batch,)``; familiarity is its sigmoid.
     """
-    return stats @ weights[:-1] + weights[-1]
+    slope, bias = weights.unbind()
+    return slope * (level - response) + bias
 
 
-def next_level(level: Tensor, stats: Tensor, familiarity: Tensor, rate: float) -> Tensor:
-    """Move the level of the novel towards the response just seen, by the share that was novel.
+def next_level(level: Tensor, response: Tensor, quantile: float, rate: float) -> Tensor:
+    """Take one step of stochastic quantile estimation [Robbins & Monro, Ann. Math. Stat. 1951].
 
-    Args:
-        level: ``(batch,)``.
-        stats: ``(batch, len(STATISTICS))``.
-        familiarity: ``(batch,)``, in (0, 1).
-        rate: of a chunk that is certainly novel.
+    At rest the share ``quantile`` of responses lies below the level. It needs no label and no
+    verdict of its own, so it cannot confirm its own mistakes.
     """
-    return level + rate * (1 - familiarity) * (stats[:, 0] - level)
+    above = (response > level).to(level)
+    return level + rate * (above - (1 - quantile))

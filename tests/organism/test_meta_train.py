@@ -258,7 +258,7 @@ def test_an_initial_genome_brings_its_configuration_and_is_scored(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--outer-steps", "-1"], "--outer_steps"),
+        (["--outer-steps", "-1"], "--outer-steps"),
         (["--genome.cortex.mixing", "1,0.9,0.9"], "bounded memories"),
         (["--genome.rule.hidden", "1000"], "--genome.rule.hidden"),
         (["--initial-genome", "/nowhere"], "leave --genome.* out"),
