@@ -19,7 +19,15 @@ InputScaling = Literal["none", "rms", "sqrt_d"]
 """How a rule's inputs are brought to unit size; see ``organism.rules``."""
 
 RuleInitialisation = Literal[
-    "appendix_c", "torch", "hebb", "anti_hebb", "oja", "bcm", "decay", "contrastive"
+    "appendix_c",
+    "torch",
+    "hebb",
+    "anti_hebb",
+    "selective_anti_hebb",
+    "oja",
+    "bcm",
+    "decay",
+    "contrastive",
 ]
 """How a rule's parameters start: at random for the mlp, from a named rule for the polynomial."""
 
@@ -39,6 +47,12 @@ class EncoderConfig(Settings):
     )
     buckets: int = Field(
         256, ge=2, le=1 << 20, description="rows of the table; 256 for orders (1,): the byte values"
+    )
+    distinct: bool = Field(
+        False, description="pool over a chunk's distinct n-grams, repeats counted once [D26: all]"
+    )
+    unit_norm: bool = Field(
+        False, description="scale each order's mean to unit norm, whatever the length [D26: off]"
     )
     seed: int = Field(0, ge=0, lt=1 << 32, description="seed the frozen table is drawn from")
 
@@ -135,11 +149,13 @@ class CortexConfig(Settings):
     beta_max: float = Field(2.0, gt=0, description="upper bound of β [D26 §4.3: 2.0]")
 
     calibration: bool = Field(
-        False, description="a quantile of responses stands for the novel [D26: no familiarity]"
+        False, description="a level of the novel follows the stream [D26: no familiarity]"
     )
-    novel_quantile: float = Field(0.9, gt=0, lt=1, description="which quantile of the responses")
-    calibration_rate: float = Field(0.03, gt=0, le=1, description="step of its estimation")
+    calibration_rate: float = Field(0.03, gt=0, le=1, description="rate of that level")
 
+    recovery: float = Field(
+        0.0, ge=0, lt=1, description="initial κ of W ← W + κ·(W₀ − W), learnable; 0: off [D26: off]"
+    )
     plasticity: bool = Field(True, description="W learns; off: it stays innate, all else runs on")
 
     normalisation: Normalisation = Field(

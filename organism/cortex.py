@@ -38,7 +38,7 @@ class CortexState:
         long_term: m_LT, ``(batch, d_in)``.
         mean: running mean μ of the inputs, ``(batch, d_in)``.
         beta: metabolic gain β, ``(batch,)``.
-        level: calibration of the readout, an upper quantile of responses, ``(batch,)``.
+        level: calibration of the readout, the response of novel chunks, ``(batch,)``.
         steps: steps lived, ``(batch,)`` int64.
     """
 
@@ -107,6 +107,7 @@ class Reading:
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # shared with training too
 def innate_weights(config: CortexConfig) -> Tensor:
     """W₀, ``(d_in, d_hidden)`` float32, drawn from the stored seed; shared, never written to.
 
@@ -247,10 +248,12 @@ def _plasticity(genome: Genome, state: CortexState, reading: Reading, post: Tens
     delta = scaled_delta(
         rule, genome.theta, config.rule, config.cortex, reading.z, post, w, state.beta
     )
-    alpha = plasticity_rate(genome, reading.entropy).view(-1, 1, 1)
-    return normalise(
-        w + alpha * delta, config.cortex.normalisation, config.cortex.normalisation_epsilon
-    )
+    moved = w + plasticity_rate(genome, reading.entropy).view(-1, 1, 1) * delta
+    if config.cortex.recovery:
+        moved = moved + genome.theta["log_recovery"].exp() * (
+            innate_weights(config.cortex).to(w) - w
+        )
+    return normalise(moved, config.cortex.normalisation, config.cortex.normalisation_epsilon)
 
 
 def _centred(e: Tensor, state: CortexState) -> Tensor:
@@ -279,7 +282,7 @@ def _next_beta(config: CortexConfig, beta: Tensor, entropy: Tensor) -> Tensor:
 def _next_level(config: CortexConfig, level: Tensor, reading: Reading) -> Tensor:
     if not config.calibration:
         return level
-    return next_level(level, reading.response, config.novel_quantile, config.calibration_rate)
+    return next_level(level, reading.response, reading.familiarity, config.calibration_rate)
 
 
 def _next_memory(config: CortexConfig, memory: Tensor, mixed: Tensor, decay: float) -> Tensor:

@@ -24,6 +24,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # shared with training too
 def embedding_table(config: EncoderConfig, width: int) -> Tensor:
     """Draw the frozen table E of the encoder, unit-variance Gaussian rows [D26 §4.1].
 
@@ -61,8 +62,10 @@ def encode(chunks: Sequence[bytes], config: EncoderConfig, width: int) -> Tensor
     if not len(lengths):
         return torch.zeros(0, width)
     data = np.frombuffer(b"".join(chunks), np.uint8)
-    pooled = [_pool(data, lengths, order, config, table) for order in config.orders]
-    return torch.stack(pooled).sum(0)
+    pooled = torch.stack([_pool(data, lengths, n, config, table) for n in config.orders])
+    if config.unit_norm:
+        pooled = torch.nn.functional.normalize(pooled, dim=2)
+    return pooled.sum(0)
 
 
 def _pool(
@@ -73,14 +76,16 @@ def _pool(
     table: Tensor,
 ) -> Tensor:
     grams = np.maximum(lengths - order + 1, 1)
-    bags = np.cumsum(grams) - grams
+    chunk = np.repeat(np.arange(len(lengths)), grams)
     chunk_starts = np.cumsum(lengths) - lengths
-    starts = np.arange(grams.sum()) + np.repeat(chunk_starts - bags, grams)
+    starts = np.arange(grams.sum()) + (chunk_starts - np.cumsum(grams) + grams)[chunk]
     if config.orders == (1,):
         buckets = data.astype(np.int64)
     else:
-        span = np.repeat(np.minimum(lengths, order), grams)
-        buckets = _hash(data, starts, span, order) % config.buckets
+        buckets = _hash(data, starts, np.minimum(lengths, order)[chunk], order) % config.buckets
+    if config.distinct:
+        chunk, buckets = np.divmod(np.unique(chunk * config.buckets + buckets), config.buckets)
+    bags = np.searchsorted(chunk, np.arange(len(lengths)))
     return torch.nn.functional.embedding_bag(
         torch.from_numpy(buckets), table, torch.from_numpy(bags), mode="mean"
     )

@@ -28,7 +28,7 @@ MAX_MEMORY_MIXING = 0.98
 
 _KIND = "genome"
 # Before any training: the weaker the response, the more familiar.
-_INITIAL_READOUT = (4.0, -2.0)
+_INITIAL_READOUT = (-2.0, 2.0, -2.0)
 
 
 class GenomeError(ValueError):
@@ -41,8 +41,8 @@ class Genome:
 
     Attributes:
         config: sizes, switches and constants.
-        theta: ``rule.*`` (see ``organism.rules``), ``log_alpha`` (), ``mixing`` (3,) as (c₀, c₁,
-            c₂), and ``readout`` (2,) as (slope, bias).
+        theta: ``rule.*`` (see ``organism.rules``), ``log_alpha`` (), ``log_recovery`` () where
+            on, ``mixing`` (3,) as (c₀, c₁, c₂), and ``readout`` (3,), see ``organism.readout``.
         provenance: where it came from: plain values, shown but never interpreted.
     """
 
@@ -66,6 +66,8 @@ def new_genome(config: GenomeConfig, seed: int = 0) -> Genome:
     generator = torch.Generator().manual_seed(seed)
     theta = make_rule(config.rule).initial(generator)
     theta["log_alpha"] = torch.tensor(math.log(config.cortex.alpha))
+    if config.cortex.recovery:
+        theta["log_recovery"] = torch.tensor(math.log(config.cortex.recovery))
     theta["mixing"] = torch.tensor(config.cortex.mixing)
     theta["readout"] = torch.tensor(_INITIAL_READOUT)
     return Genome(config, theta)

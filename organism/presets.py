@@ -12,7 +12,7 @@ from organism.tasks.projection import ProjectionConfig
 from organism.tasks.streams import StreamConfig
 
 Preset = Literal["original", "original-literal", "daemon"]
-Part = Literal["rule", "log_alpha", "mixing", "readout"]
+Part = Literal["rule", "log_alpha", "log_recovery", "mixing", "readout"]
 
 
 class MetaTrainConfig(Settings):
@@ -58,20 +58,20 @@ PRESETS: dict[Preset, MetaTrainConfig] = {
     "daemon": MetaTrainConfig(
         preset="daemon",
         task="familiarity",
-        outer_steps=600,
+        outer_steps=800,
         learning_rate=2e-2,
         schedule="cosine",
-        trained=("rule", "log_alpha", "readout"),
-        familiarity=FamiliarityConfig(streams=StreamConfig(damaged_streams=0.2)),
+        trained=("rule", "log_alpha", "log_recovery", "readout"),
+        familiarity=FamiliarityConfig(longest_life=2000, streams=StreamConfig(damaged_streams=0.2)),
         genome=GenomeConfig(
-            encoder=EncoderConfig(orders=(3,), buckets=4096),
+            encoder=EncoderConfig(orders=(3,), buckets=4096, distinct=True, unit_norm=True),
             rule=RuleConfig(
                 family="polynomial",
                 post_exponent=3,
                 weight_exponent=2,
                 scaling="sqrt_d",
                 post_clamp=4.0,
-                initialisation="anti_hebb",
+                initialisation="selective_anti_hebb",
             ),
             cortex=CortexConfig(
                 d_in=64,
@@ -79,7 +79,8 @@ PRESETS: dict[Preset, MetaTrainConfig] = {
                 innate="tight_frame",
                 centring=True,
                 memory=False,
-                alpha=0.03,
+                alpha=0.02,
+                recovery=0.003,
                 calibration=True,
                 normalisation="column",
             ),

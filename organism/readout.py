@@ -6,8 +6,9 @@ learning has changed, and nothing of the accidents of W₀, of β or of the cort
 frozen weights the two are equal to the last bit, and familiarity is the same for every chunk.
 
 Calibration without labels. How strongly a cortex answers what it does not know differs from
-stream to stream, and falls as more is learned. A running upper quantile of the responses stands
-for the novel: familiarity is read from how far a response lies below it.
+stream to stream, and falls as more is learned. A running level follows the response to chunks
+held to be novel, each weighted by 1 − familiarity, and a response is also read by how far it lies
+below that level.
 
 Owns that statistic and its calibration. Never reads episode memory.
 """
@@ -19,6 +20,7 @@ from torch import Tensor
 
 # Deviations this small are silence: their ratio is 1, not noise over noise.
 _DEVIATION_FLOOR = 1e-4
+_LEAST_SHARE = 0.05
 
 
 def deviation(h: Tensor) -> Tensor:
@@ -47,25 +49,30 @@ def log_response(entropy: Tensor, innate_entropy: Tensor) -> Tensor:
 
 
 def logit(weights: Tensor, response: Tensor, level: Tensor) -> Tensor:
-    """Log-odds that the chunk was lived through: linear in how far the response lies below the novel.
+    """Log-odds that the chunk was lived through, linear in the response and in its suppression.
 
     Args:
-        weights: slope and bias, ``(2,)``.
+        weights: of the response, of the suppression below the novel, and the bias, ``(3,)``.
         response: ``log_response`` of the chunk, ``(batch,)``.
-        level: ``log_response`` that stands for the novel, ``(batch,)``.
+        level: running ``log_response`` of the novel, ``(batch,)``.
 
     Returns:
         ``(batch,)``; familiarity is its sigmoid.
     """
-    slope, bias = weights.unbind()
-    return slope * (level - response) + bias
+    outright, suppressed, bias = weights.unbind()
+    return outright * response + suppressed * (level - response) + bias
 
 
-def next_level(level: Tensor, response: Tensor, quantile: float, rate: float) -> Tensor:
-    """Take one step of stochastic quantile estimation [Robbins & Monro, Ann. Math. Stat. 1951].
+def next_level(level: Tensor, response: Tensor, familiarity: Tensor, rate: float) -> Tensor:
+    """Move the level of the novel towards the response just seen, by the share that was novel.
 
-    At rest the share ``quantile`` of responses lies below the level. It needs no label and no
-    verdict of its own, so it cannot confirm its own mistakes.
+    A least share is moved in any case: a level that called everything familiar could not recover.
+
+    Args:
+        level: ``(batch,)``.
+        response: ``(batch,)``.
+        familiarity: ``(batch,)``, in (0, 1).
+        rate: of a chunk that is certainly novel.
     """
-    above = (response > level).to(level)
-    return level + rate * (above - (1 - quantile))
+    share = (1 - familiarity).clamp_min(_LEAST_SHARE)
+    return level + rate * share * (response - level)

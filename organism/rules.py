@@ -33,6 +33,9 @@ _RMS_FLOOR = 1e-12
 NAMED_RULES: dict[str, dict[tuple[int, int, int], float]] = {
     "hebb": {(1, 1, 0): 1.0},  # Hebb 1949: pre·post
     "anti_hebb": {(1, 1, 0): -1.0},  # Földiák 1990: −pre·post
+    # Only what drives a column strongly is unlearned, so that few columns hold each memory:
+    # −pre·post³
+    "selective_anti_hebb": {(1, 3, 0): -0.3},
     "oja": {(1, 1, 0): 1.0, (0, 2, 1): -1.0},  # Oja 1982: post·(pre − post·w)
     "bcm": {
         (1, 2, 0): 1.0,

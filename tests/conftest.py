@@ -27,6 +27,7 @@ def small_config(family: str = "polynomial", **cortex: Any) -> GenomeConfig:
         "centring": True,
         "mixing": (0.7, 0.2, 0.05),
         "alpha": 0.05,
+        "recovery": 0.01,
         "normalisation": "column",
     }
     rule = (

@@ -22,7 +22,7 @@ class StreamConfig(Settings):
     """Ranges that each stream draws its own statistics from, uniformly unless said otherwise."""
 
     repeat: tuple[float, float] = Field(
-        (0.35, 0.85), description="share of chunks that repeat a lived one"
+        (0.1, 0.85), description="share of chunks that repeat a lived one"
     )
     burst: tuple[float, float] = Field(
         (0.1, 0.6), description="share of repeats drawn from the last few chunks"

@@ -20,6 +20,7 @@ from organism.cortex import (
     recall,
     step,
 )
+from organism.encoder import encode
 from organism.genome import Genome, new_genome
 from organism.lifetime import live
 from organism.tensorfile import TensorFileError
@@ -182,6 +183,17 @@ def test_memory_turned_off_is_no_mixing() -> None:
     assert torch.equal(reading.mixed, e[3])
 
 
+def test_recovery_draws_w_towards_its_innate_self() -> None:
+    """W ← W + κ·(W₀ − W) beside plasticity; off, θ has no κ."""
+    on, off = (new_genome(small_config(recovery=k, normalisation="none")) for k in (0.25, 0.0))
+    assert "log_recovery" not in off.theta
+    e = inputs(1, 1, on)
+    w0 = newborn(on).w
+    state = replace(newborn(on), w=w0 + 1)
+    recovered, plastic = step(on, state, e[0])[0].w, step(off, state, e[0])[0].w
+    torch.testing.assert_close(recovered, plastic - 0.25, rtol=0, atol=1e-5)
+
+
 def test_entropy_modulates_plasticity() -> None:
     """α = α₀·(1 + 10·H) with modulation, α₀ without."""
     entropy = torch.tensor([0.0, 0.1])
@@ -222,6 +234,18 @@ def test_gradients_of_a_silent_chunk_are_finite(genome: Genome) -> None:
     for name, tensor in theta.items():
         assert tensor.grad is not None, name
         assert bool(torch.isfinite(tensor.grad).all()), name
+
+
+def test_training_may_follow_inference_in_one_process() -> None:
+    """What is drawn once and shared is not spoilt for gradients by whoever needed it first."""
+    config = small_config(innate_seed=77)
+    genome = new_genome(config)
+    with torch.inference_mode():
+        recall(genome, newborn(genome), encode([b"abc"], config.encoder, 8))
+    theta = {name: tensor.clone().requires_grad_() for name, tensor in genome.theta.items()}
+    e = encode([b"abc", b"def"], config.encoder, 8).unsqueeze(1)
+    torch.autograd.backward(live(Genome(config, theta), e).logit.sum())
+    assert theta["rule.coefficients"].grad is not None
 
 
 def test_a_tight_frame_answers_all_unit_inputs_alike() -> None:

@@ -12,11 +12,13 @@ from organism.encoder import embedding_table, encode
 
 BYTES = EncoderConfig()
 TRIGRAMS = EncoderConfig(orders=(3,), buckets=257)
+DISTINCT = EncoderConfig(orders=(2,), buckets=4096, distinct=True)
+UNIT = EncoderConfig(orders=(3,), buckets=4096, distinct=True, unit_norm=True)
 SUMMED = EncoderConfig(orders=(1, 2, 3, 4), buckets=64, seed=3)
 CHUNKS = st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=12)
 
 
-@given(CHUNKS, st.sampled_from([BYTES, TRIGRAMS, SUMMED]))
+@given(CHUNKS, st.sampled_from([BYTES, TRIGRAMS, DISTINCT, UNIT, SUMMED]))
 def test_a_chunk_is_encoded_alone_as_beside_others(
     chunks: list[bytes], config: EncoderConfig
 ) -> None:
@@ -45,6 +47,25 @@ def test_trigrams_are_found_wherever_they_stand() -> None:
     """The trigrams of "abcd" are those of "abc" and of "bcd"."""
     abc, bcd, abcd = encode([b"abc", b"bcd", b"abcd"], TRIGRAMS, 16)
     torch.testing.assert_close(abcd, (abc + bcd) / 2)
+
+
+def test_distinct_ngrams_count_once() -> None:
+    """A run of spaces weighs no more than one; without ``distinct`` it outweighs the words."""
+    once, often = encode([b"a b", b"a      b"], DISTINCT, 16)
+    parts = encode([b"a ", b"  ", b" b"], DISTINCT, 16)
+    torch.testing.assert_close(once, parts[[0, 2]].mean(0))
+    torch.testing.assert_close(often, parts.mean(0))
+    counted = EncoderConfig(orders=(2,), buckets=4096)
+    assert not torch.allclose(encode([b"a      b"], counted, 16)[0], often)
+
+
+def test_unit_norm_makes_long_chunks_as_large_as_short_ones() -> None:
+    """A mean over many random rows is short; scaled, its direction alone counts."""
+    chunks = [b"abc", b"a much longer chunk of many different n-grams"]
+    torch.testing.assert_close(encode(chunks, UNIT, 16).norm(dim=1), torch.ones(2))
+    plain = encode(chunks, UNIT.model_copy(update={"unit_norm": False}), 16)
+    assert plain[1].norm() < 0.5 * plain[0].norm()
+    torch.testing.assert_close(torch.nn.functional.normalize(plain), encode(chunks, UNIT, 16))
 
 
 @pytest.mark.parametrize("config", [TRIGRAMS, SUMMED])

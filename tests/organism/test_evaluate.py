@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,16 @@ from tests.conftest import small_config
 
 GENOME = new_genome(small_config(calibration=True), seed=1)
 SHIPPED = load(Path(__file__).resolve().parents[2] / "checkpoints" / "default.genome")
-# Twenty lines, each lived three times over, and forty lived once.
-LINES = [b"a line that comes again, number %d" % (i % 20) for i in range(60)] + [
-    b"something else altogether: %d, and %d" % (i, i * i) for i in range(40)
-]
+_RNG = random.Random(0)
+_WORDS = ["".join(_RNG.choices("etaoinshrdlu", k=6)) for _ in range(300)]
+
+
+def _line() -> bytes:
+    return " ".join(_RNG.choices(_WORDS, k=7)).encode()
+
+
+# Twenty lines that come three times over, then forty that come once.
+LINES = [_line() for _ in range(20)] * 3 + [_line() for _ in range(40)]
 
 
 def test_lines_are_familiar_when_their_text_came_before() -> None:

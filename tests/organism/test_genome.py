@@ -98,7 +98,7 @@ def theta(**changes: torch.Tensor | None) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"theta": theta(readout=torch.zeros(3))}, "its configuration needs"),
+        ({"theta": theta(readout=torch.zeros(4))}, "its configuration needs"),
         ({"theta": theta(readout=None)}, "its configuration needs"),
         ({"theta": theta(extra=torch.zeros(1))}, "its configuration needs"),
         ({"theta": theta(log_alpha=torch.tensor(float("nan")))}, "finite float32"),
@@ -172,13 +172,13 @@ def test_seeds_decide_the_start() -> None:
 def test_a_genome_stays_small() -> None:
     """The largest that can be configured has under 500 numbers."""
     mlp = GenomeConfig.model_validate({"rule": {"hidden": 96}})
-    assert new_genome(mlp).parameter_count == 487
+    assert new_genome(mlp).parameter_count == 488
     with pytest.raises(ValueError, match="less than or equal to 96"):
         GenomeConfig.model_validate({"rule": {"hidden": 97}})
     exponents = {"pre_exponent": 3, "post_exponent": 3, "weight_exponent": 3}
     rule = {"family": "polynomial", "initialisation": "hebb", **exponents}
     polynomial = GenomeConfig.model_validate({"rule": rule})
-    assert new_genome(polynomial).parameter_count == 64 + 6
+    assert new_genome(polynomial).parameter_count == 64 + 7
 
 
 def test_only_a_genome_of_the_same_body_can_take_over() -> None:

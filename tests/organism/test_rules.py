@@ -30,6 +30,7 @@ def polynomial(start: str = "hebb") -> PolynomialRule:
 WRITTEN_OUT = {
     "hebb": lambda x, y, w: x * y,
     "anti_hebb": lambda x, y, w: -x * y,
+    "selective_anti_hebb": lambda x, y, w: -0.3 * x * y**3,
     "oja": lambda x, y, w: y * (x - y * w),
     "bcm": lambda x, y, w: x * y * (y - 1),
     "decay": lambda x, y, w: -w,
