@@ -69,25 +69,24 @@ def daemon(state_dir: str) -> Iterator[httpx.Client]:
         load_settings(settings)
     except SettingsError as error:
         raise SystemExit(f"demo: {error}") from error
-    process = subprocess.Popen(
-        [sys.executable, "-m", "server"], env=settings, stderr=subprocess.PIPE, text=True
-    )
+    log = Path(state_dir) / "log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen([sys.executable, "-m", "server"], env=settings, stderr=stderr)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            wait_until_ready(client, process)
+            wait_until_ready(client, process, log)
             yield client
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate()
+        process.wait()
 
 
-def wait_until_ready(client: httpx.Client, process: subprocess.Popen[str]) -> None:
+def wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
     """Ask until the daemon takes messages; give up when it ends or takes too long."""
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            assert process.stderr is not None
-            raise SystemExit(f"demo: the daemon did not start:\n{process.stderr.read()}")
+            raise SystemExit(f"demo: the daemon did not start:\n{log.read_text()}")
         try:
             if client.get("/readyz").status_code == 200:
                 return

@@ -10,7 +10,6 @@ import torch
 import uvicorn
 
 from organism.genome import GenomeError, load
-from organism.tensorfile import TensorFileError
 from server.app import make_app
 from server.engine import Engine
 from server.metrics import Metrics
@@ -25,8 +24,8 @@ def main() -> int:
     """Run until SIGTERM or Ctrl-C.
 
     Returns:
-        0 after a clean stop, 1 where the state or the address cannot be used, 2 for settings that
-        cannot be run with.
+        0 after a clean stop, 1 where the state cannot be read or written, 2 for settings that
+        cannot be run with; uvicorn exits with 3 where the address cannot be had.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)-8s %(name)s: %(message)s")
     # uvicorn raises the signal that stopped it once more when it is done: then, as before it has
@@ -44,14 +43,26 @@ def main() -> int:
     engine = Engine(settings, metrics, lambda: load(settings.genome))
     try:
         engine.start()
-    except (StateDirError, GenomeError, TensorFileError) as error:
+    except (StateDirError, GenomeError) as error:
         print(f"organism: {error}", file=sys.stderr)
         return _EXIT_FAILED
     try:
         _serve(settings, engine, metrics)
     finally:
+        # A second signal must not cut the snapshot short.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        stopped = _stop(engine)
+    return 0 if stopped else _EXIT_FAILED
+
+
+def _stop(engine: Engine) -> bool:
+    try:
         engine.stop()
-    return 0
+    except OSError as error:
+        print(f"organism: cannot write the snapshot: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _serve(settings: ServerSettings, engine: Engine, metrics: Metrics) -> None:
@@ -62,7 +73,10 @@ def _serve(settings: ServerSettings, engine: Engine, metrics: Metrics) -> None:
         ws="websockets-sansio",
         ws_max_size=settings.body_limit_bytes,
         ws_per_message_deflate=False,
-        timeout_graceful_shutdown=int(settings.stop_timeout_s),
+        # While the window is full nothing is read, pongs included: no client dies of its own
+        # backlog.
+        ws_ping_timeout=None,
+        timeout_graceful_shutdown=settings.stop_timeout_s,
         access_log=False,
     )
     uvicorn.Server(config).run()

@@ -10,10 +10,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Request, Response
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import errors
@@ -49,10 +48,10 @@ def make_app(settings: ServerSettings, engine: Engine, metrics: Metrics) -> Fast
     app.include_router(make_router(settings, engine, retrainer, metrics))
     app.include_router(make_stream_router(settings, engine))
     app.add_exception_handler(errors.Problem, _on_problem)
-    app.add_exception_handler(StarletteHTTPException, _on_http_exception)
-    app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.add_exception_handler(Exception, _on_failure)
-    app.add_middleware(_Door, key=settings.api_key.get_secret_value() if settings.api_key else None)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_middleware(
+        _Door, key=settings.api_key.get_secret_value() if settings.api_key is not None else None
+    )
     return app
 
 
@@ -78,19 +77,30 @@ class _Door:
             await send(message)
 
         if self._admits(scope, headers):
-            await self._app(scope, receive, send_with_id)
+            await self._guarded(scope, receive, send_with_id, request_id)
         elif scope["type"] == "websocket":
-            await send(
-                {
-                    "type": "websocket.close",
-                    "code": _POLICY_VIOLATION,
-                    "reason": "the daemon's key is needed",
-                }
-            )
+            reason = "the daemon's key is needed"
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": reason})
         else:
-            await errors.problem_response(errors.unauthorised(), request_id)(
-                scope, receive, send_with_id
-            )
+            refusal = errors.problem_response(errors.unauthorised(), request_id)
+            await refusal(scope, receive, send_with_id)
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        """Turn a fault of ours into a 500 that tells the client nothing of its inside."""
+        started = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        except Exception:  # the process's edge
+            _log.exception("request %s failed", request_id)
+            if started or scope["type"] == "websocket":
+                raise
+            await errors.problem_response(errors.failed(), request_id)(scope, receive, send)
 
     def _admits(self, scope: Scope, headers: Headers) -> bool:
         if self._key is None or scope["path"] in _OPEN_PATHS:
@@ -111,28 +121,12 @@ async def _on_problem(request: Request, error: Exception) -> Response:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     """Give the framework's own refusals (no such path, wrong method) the same form."""
-    assert isinstance(error, HTTPException | StarletteHTTPException)
+    assert isinstance(error, HTTPException)
     slug = error.detail.lower().replace(" ", "-")
     detail = (
         f"{request.method} {request.url.path}: {error.detail.lower()}; /docs lists what there is"
     )
     problem = errors.Problem(
         error.status_code, slug, error.detail, detail, dict(error.headers or {})
-    )
-    return errors.problem_response(problem, _request_id(request))
-
-
-async def _on_invalid(request: Request, error: Exception) -> Response:
-    return errors.problem_response(errors.malformed(str(error)), _request_id(request))
-
-
-async def _on_failure(request: Request, error: Exception) -> Response:
-    """A fault of ours: logged by the server with its trace, told to the client without it."""
-    _log.error("request %s failed: %r", _request_id(request), error)
-    problem = errors.Problem(
-        500,
-        "internal-error",
-        "Internal error",
-        "the daemon failed; its log has the details under this request id",
     )
     return errors.problem_response(problem, _request_id(request))

@@ -22,18 +22,18 @@ from organism import tensorfile
 from organism.chunking import chunk_message
 from organism.cortex import CortexState, newborn, plasticity_rate, recall, step
 from organism.encoder import encode
-from organism.genome import Genome, compatible, from_bytes, to_bytes
+from organism.genome import Genome, GenomeError, compatible, from_bytes, to_bytes
 from server import errors
 from server.episodes import Episode, Episodes
 from server.metrics import Metrics
 from server.settings import ServerSettings
-from server.storage.snapshot import StateDir
+from server.storage.snapshot import StateDir, StateDirError
 
 SNAPSHOT_SCHEMA = 1
 
 _KIND = "snapshot"
-# Chunks encoded at once: bounds the memory of a large message's n-grams.
-_ENCODE_CHUNKS = 512
+# Bounds the memory that a large message's n-grams take.
+_ENCODED_AT_ONCE = 512
 
 _log = logging.getLogger("organism.engine")
 _T = TypeVar("_T")
@@ -41,7 +41,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Life:
-    """All that the organism is at one moment; replaced whole, never changed.
+    """All that the organism is after a whole message; replaced whole, never changed.
 
     Attributes:
         genome: the running genome.
@@ -113,26 +113,40 @@ class Engine:
         self._queued_bytes = 0
         self._running = False
         self._thread = threading.Thread(target=self._run, name="learner")
+        self._life: Life
+        self._cortex: CortexState  # ahead of the life's own while a message is being learned
 
     @property
     def ready(self) -> bool:
         """Whether messages are taken."""
         return self._running
 
+    @property
+    def life(self) -> Life:
+        """The organism after the last whole message."""
+        return self._life
+
     def start(self) -> None:
         """Wake up: read the snapshot, or be born; then learn.
 
         Raises:
-            StateDirError: the state folder is held by another daemon, or cannot be made.
-            TensorFileError, GenomeError: the snapshot, or the genome to be born with, is damaged.
+            StateDirError: the state folder is held by another daemon, cannot be made, or holds a
+                snapshot that cannot be read.
+            GenomeError: the genome to be born with is damaged.
         """
         self._state_dir = StateDir(self._settings.state_dir)
         try:
             blob = self._state_dir.read()
             self._life = self._born() if blob is None else self._woken(blob)
+        except (tensorfile.TensorFileError, GenomeError) as error:
+            self._state_dir.close()
+            if blob is None:
+                raise
+            raise StateDirError(f"{self._state_dir.snapshot_path}: {error}") from error
         except BaseException:
             self._state_dir.close()
             raise
+        self._cortex = self._life.cortex
         self._show(self._life)
         self._running = True
         self._thread.start()
@@ -165,17 +179,12 @@ class Engine:
         """Ask the cortex about a cue of at least one byte, between two chunks. Changes nothing."""
 
         def read() -> CueReading:
-            life = self._life
-            reading = recall(life.genome, life.cortex, self._encode(life.genome, [cue]))
-            return CueReading(float(reading.familiarity), float(reading.entropy), life.offset)
+            genome = self._life.genome
+            reading = recall(genome, self._cortex, self._encode(genome, [cue]))
+            return CueReading(float(reading.familiarity), float(reading.entropy), self._life.offset)
 
         with self._condition:
             return self._enqueue(self._reads, read)
-
-    def look(self) -> Future[Life]:
-        """The organism as it is between two chunks."""
-        with self._condition:
-            return self._enqueue(self._reads, lambda: self._life)
 
     def swap(self, genome: Genome) -> Future[Life]:
         """Queue a genome to take over the cortex, in order with the messages; W is kept.
@@ -187,15 +196,21 @@ class Engine:
             return self._enqueue(self._messages, lambda: self._swap(genome))
 
     def stop(self) -> None:
-        """Refuse what is new, learn what was queued, write the snapshot, and end. Idempotent."""
+        """Refuse what is new, learn what was queued, write the snapshot, and end. Idempotent.
+
+        Raises:
+            OSError: the snapshot cannot be written; the one before stands.
+        """
         with self._condition:
             if not self._running:
                 return
             self._running = False
             self._condition.notify()
         self._thread.join()
-        self._state_dir.write(self._snapshot())
-        self._state_dir.close()
+        try:
+            self._state_dir.write(self._snapshot())
+        finally:
+            self._state_dir.close()
         _log.info(
             "stopped at offset %d after %d chunks", self._life.offset, int(self._life.cortex.steps)
         )
@@ -254,15 +269,17 @@ class Engine:
         chunks = chunk_message(message, self._settings.chunking, self._settings.chunk_bytes)
         try:
             entropies, familiarities = self._live([chunk for _, chunk in chunks])
+            self.episodes.add([Episode(chunk, before.offset + start) for start, chunk in chunks])
         except Exception:
-            self._life = before
+            self._cortex = before.cortex
             raise
         self._life = replace(
-            self._life,
+            before,
+            cortex=self._cortex,
             offset=before.offset + len(message),
+            entropy=entropies[-1] if entropies else before.entropy,
             last_message=(before.offset, digest),
         )
-        self.episodes.add([Episode(chunk, before.offset + start) for start, chunk in chunks])
         self._metrics.ingest_bytes.inc(len(message))
         self._metrics.ingest_chunks.inc(len(chunks))
         for familiarity in familiarities:
@@ -279,14 +296,14 @@ class Engine:
 
     def _live(self, chunks: list[bytes]) -> tuple[list[float], list[float]]:
         """Learn chunks in order; return H and familiarity of each, before it was learned."""
+        genome = self._life.genome
         entropies: list[float] = []
         familiarities: list[float] = []
-        for first in range(0, len(chunks), _ENCODE_CHUNKS):
-            for e in self._encode(self._life.genome, chunks[first : first + _ENCODE_CHUNKS]):
-                cortex, reading = step(self._life.genome, self._life.cortex, e.unsqueeze(0))
+        for first in range(0, len(chunks), _ENCODED_AT_ONCE):
+            for e in self._encode(genome, chunks[first : first + _ENCODED_AT_ONCE]):
+                self._cortex, reading = step(genome, self._cortex, e.unsqueeze(0))
                 entropies.append(float(reading.entropy))
                 familiarities.append(float(reading.familiarity))
-                self._life = replace(self._life, cortex=cortex, entropy=entropies[-1])
                 self._answer_reads()
         return entropies, familiarities
 

@@ -24,6 +24,8 @@ _ENCODER = EncoderConfig(orders=(2, 3), buckets=1 << 14, seed=1)
 # Candidates of the embedding search that the edit distance re-ranks: enough that damage loses
 # few, in under a millisecond for log lines.
 _CANDIDATES = 64
+# Bounds the memory that a large message's n-grams take.
+_ENCODED_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -51,20 +53,18 @@ class Episodes:
         self._slots: OrderedDict[bytes, int] = OrderedDict()  # oldest occurrence first
         self._episodes: list[Episode | None] = [None] * max_chunks
         self._vectors = np.zeros((max_chunks, _WIDTH), np.float32)
+        self._taken = np.zeros(max_chunks, bool)
         self._free = list(range(max_chunks - 1, -1, -1))
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        """Count of distinct chunks kept."""
-        return len(self._slots)
-
     def add(self, episodes: Sequence[Episode]) -> None:
         """Remember chunks in the order they were lived; the oldest give way."""
-        fresh = [e.chunk for e in episodes]
-        vectors = _unit_vectors(fresh)
-        with self._lock:
-            for episode, vector in zip(episodes, vectors, strict=True):
-                self._add(episode, vector)
+        for first in range(0, len(episodes), _ENCODED_AT_ONCE):
+            some = episodes[first : first + _ENCODED_AT_ONCE]
+            vectors = _unit_vectors([e.chunk for e in some])
+            with self._lock:
+                for episode, vector in zip(some, vectors, strict=True):
+                    self._add(episode, vector)
 
     def all(self) -> list[Episode]:
         """All episodes, oldest occurrence first; added to an empty memory, they restore it."""
@@ -81,7 +81,7 @@ class Episodes:
         """
         vector = _unit_vectors([cue])[0]
         with self._lock:
-            scores = self._vectors @ vector
+            scores = np.where(self._taken, self._vectors @ vector, -np.inf)
             kept = min(_CANDIDATES, len(scores))
             nearest = np.argpartition(-scores, kept - 1)[:kept]
             candidates = [e for e in (self._episodes[i] for i in nearest) if e is not None]
@@ -100,6 +100,7 @@ class Episodes:
             slot = self._free.pop()
             self._size_bytes += len(episode.chunk)
             self._vectors[slot] = vector
+            self._taken[slot] = True
         self._slots[episode.chunk] = slot
         self._episodes[slot] = episode
 
@@ -107,7 +108,7 @@ class Episodes:
         chunk, slot = self._slots.popitem(last=False)
         self._size_bytes -= len(chunk)
         self._episodes[slot] = None
-        self._vectors[slot] = 0
+        self._taken[slot] = False
         self._free.append(slot)
 
 

@@ -114,6 +114,12 @@ def unauthorised() -> Problem:
     )
 
 
+def failed() -> Problem:
+    """500: a fault of ours."""
+    detail = "the daemon failed; its log has the details under this request id"
+    return Problem(500, "internal-error", "Internal error", detail)
+
+
 def problem_response(problem: Problem, request_id: str) -> JSONResponse:
     """Render a problem for the request it refuses."""
     content = {

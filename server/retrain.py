@@ -137,8 +137,7 @@ class Retrainer:
 
     async def _retrain(self, job_id: str, request: RetrainRequest, folder: Path) -> str:
         running, candidate = folder / "running.genome", folder / "candidate.genome"
-        life = await asyncio.wrap_future(self._engine.look())
-        await asyncio.to_thread(save, life.genome, running)
+        await asyncio.to_thread(save, self._engine.life.genome, running)
         verdict = await self._train(job_id, request, running, candidate)
         scores = verdict["initial_held_out_auroc"], verdict["held_out_auroc"]
         successor = await asyncio.to_thread(load, candidate)

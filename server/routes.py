@@ -15,6 +15,8 @@ from server.metrics import Metrics
 from server.retrain import Job, Retrainer, RetrainRequest
 from server.settings import ServerSettings
 
+_RETRAIN_LIMIT_BYTES = 1 << 16
+
 _PROBLEM: dict[str, Any] = {"content": {"application/problem+json": {}}}
 
 
@@ -68,6 +70,8 @@ def make_router(
         """A cue is one chunk, no longer than any; where chunks are lines, without its line end."""
         if settings.chunking == "lines":
             cue = cue.removesuffix(b"\n").removesuffix(b"\r")
+            if b"\n" in cue:
+                raise errors.malformed("a cue is one line, this has several: ask about each")
         if not cue:
             raise errors.empty_body("cue")
         if len(cue) > settings.chunk_bytes:
@@ -113,9 +117,9 @@ def make_router(
     async def recall_queried(request: Request) -> Response:
         return await answer(request, as_chunk(wire.query_bytes(request, "cue")))
 
-    @router.get("/status", response_model=wire.StatusReply, responses=_refusals(401, 503))
+    @router.get("/status", response_model=wire.StatusReply, responses=_refusals(401))
     async def status(request: Request) -> Response:
-        life = await asyncio.wrap_future(engine.look())
+        life = engine.life
         reply = wire.StatusReply(
             offset=life.offset,
             steps=int(life.cortex.steps),
@@ -127,9 +131,9 @@ def make_router(
         )
         return wire.render(request, reply)
 
-    @router.get("/genome", response_model=wire.GenomeReply, responses=_refusals(401, 503))
+    @router.get("/genome", response_model=wire.GenomeReply, responses=_refusals(401))
     async def genome(request: Request) -> Response:
-        life = await asyncio.wrap_future(engine.look())
+        life = engine.life
         reply = wire.GenomeReply(
             sha256=life.genome.sha256,
             generation=life.generation,
@@ -144,7 +148,7 @@ def make_router(
         "/retrain",
         status_code=202,
         response_model=Job,
-        responses=_refusals(400, 401, 409, 503),
+        responses=_refusals(400, 401, 409, 413, 503),
         openapi_extra={
             "requestBody": {
                 "content": {"application/json": {"schema": RetrainRequest.model_json_schema()}}
@@ -197,16 +201,11 @@ def parse_offset(value: str) -> int:
 
 
 async def _retrain_request(request: Request) -> RetrainRequest:
-    limit = 1 << 16
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > limit:
-            raise errors.too_large("request", limit)
+    body = await wire.read_body(request, "request", _RETRAIN_LIMIT_BYTES)
     if not body:
         return RetrainRequest()
     try:
-        return RetrainRequest.model_validate_json(bytes(body))
+        return RetrainRequest.model_validate_json(body)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()]
         raise errors.malformed("; ".join(faults)) from error

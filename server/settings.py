@@ -8,8 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from organism.chunking import DEFAULT_CHUNK_BYTES, Chunking
 
@@ -21,17 +20,17 @@ class SettingsError(ValueError):
     """An environment that does not say how to run the daemon; the message names what is wrong."""
 
 
-class ServerSettings(BaseSettings):
+class ServerSettings(BaseModel):
     """How to run a daemon; each field is the variable ``ORGANISM_`` + its name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str = Field(
         "127.0.0.1", description="address to listen on; one beyond loopback needs api_key"
     )
     port: int = Field(8765, ge=0, le=65535, description="TCP port; 0 takes a free one")
     api_key: SecretStr | None = Field(
-        None, description="bearer key asked of every request but health"
+        None, min_length=1, description="bearer key asked of every request but health"
     )
     state_dir: Path = Field(
         Path("state"), description="folder of everything the organism has learned"
@@ -42,8 +41,8 @@ class ServerSettings(BaseSettings):
     chunk_bytes: int = Field(
         DEFAULT_CHUNK_BYTES, ge=1, le=1 << 20, description="longest line, or the width of a window"
     )
-    body_limit_bytes: int = Field(8 << 20, ge=1, le=1 << 30, description="largest message")
-    queue_limit_bytes: int = Field(32 << 20, ge=1, description="messages waiting; beyond it: 503")
+    body_limit_bytes: int = Field(4 << 20, ge=1, le=1 << 30, description="largest message")
+    queue_limit_bytes: int = Field(16 << 20, ge=1, description="messages waiting; beyond it: 503")
     ws_window: int = Field(
         64, ge=1, le=4096, description="WebSocket frames taken before their acknowledgement"
     )
@@ -54,9 +53,7 @@ class ServerSettings(BaseSettings):
     episode_bytes: int = Field(16 << 20, ge=1, description="their bytes at most")
     matches: int = Field(8, ge=1, le=64, description="matches in a reply to recall")
 
-    stop_timeout_s: float = Field(
-        30.0, gt=0, description="time that requests under way get at a stop"
-    )
+    stop_timeout_s: int = Field(30, ge=1, description="time that requests under way get at a stop")
 
     @model_validator(mode="after")
     def _guarded(self) -> ServerSettings:
@@ -91,7 +88,7 @@ def load_settings(environment: Mapping[str, str] | None = None) -> ServerSetting
         hint = f"did you mean {_PREFIX}{near[0].upper()}?" if near else "see README.md for the list"
         raise SettingsError(f"unknown setting {_PREFIX}{name.upper()}: {hint}")
     try:
-        return ServerSettings(**values)  # type: ignore[arg-type]
+        return ServerSettings(**values)
     except ValidationError as error:
         faults = [
             f"{_PREFIX}{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}"

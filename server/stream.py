@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from concurrent.futures import Future
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocketState
 
 from server.engine import Engine, Receipt
 from server.errors import Problem
@@ -46,17 +46,14 @@ def make_stream_router(settings: ServerSettings, engine: Engine) -> APIRouter:
             for task in done:
                 await task
         except _Refused as refusal:
-            await websocket.close(refusal.code, str(refusal)[:120])
+            if websocket.client_state is WebSocketState.CONNECTED:
+                await websocket.close(refusal.code, str(refusal)[:120])
         except WebSocketDisconnect:
-            pass  # frames taken before it are learned all the same
+            pass  # what was taken before it is learned all the same
         finally:
             for task in tasks:
                 task.cancel()
-            for task in tasks:
-                with contextlib.suppress(
-                    asyncio.CancelledError, _Refused, WebSocketDisconnect, RuntimeError
-                ):
-                    await task
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     return router
 
@@ -73,18 +70,28 @@ async def _take(
         offset = None if claimed is None else parse_offset(claimed)
         while True:
             await window.acquire()
-            frame = await websocket.receive()
-            if frame["type"] == "websocket.disconnect":
-                raise WebSocketDisconnect(frame["code"])
-            data = frame.get("bytes")
-            if data is None:
-                raise _Refused(_UNSUPPORTED_DATA, "send binary frames, not text")
-            if not data:
-                raise _Refused(_INVALID_PAYLOAD, "a frame has at least one byte")
-            receipts.put_nowait(engine.submit(data, offset))
-            offset = None
-    except Problem as problem:
-        raise _refusal(problem) from problem
+            data = await _frame(websocket)
+            receipt = engine.submit(data, offset)
+            receipts.put_nowait(receipt)
+            if offset is not None:
+                # Frames behind a refused one must not be learned: wait for the verdict.
+                await asyncio.wrap_future(receipt)
+                offset = None
+    except (Problem, _Refused) as refusal:
+        await receipts.join()
+        raise _refusal(refusal) from refusal
+
+
+async def _frame(websocket: WebSocket) -> bytes:
+    message = await websocket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message["code"])
+    data: bytes | None = message.get("bytes")
+    if data is None:
+        raise _Refused(_UNSUPPORTED_DATA, "send binary frames, not text")
+    if not data:
+        raise _Refused(_INVALID_PAYLOAD, "a frame has at least one byte")
+    return data
 
 
 async def _acknowledge(
@@ -96,10 +103,14 @@ async def _acknowledge(
             receipt = await asyncio.wrap_future(await receipts.get())
         except Problem as problem:
             raise _refusal(problem) from problem
+        if websocket.client_state is WebSocketState.CONNECTED:
+            await websocket.send_json({"offset": receipt.offset})
         window.release()
-        await websocket.send_json({"offset": receipt.offset})
+        receipts.task_done()
 
 
-def _refusal(problem: Problem) -> _Refused:
+def _refusal(refusal: Problem | _Refused) -> _Refused:
+    if isinstance(refusal, _Refused):
+        return refusal
     codes = {400: _INVALID_PAYLOAD, 409: _OFFSET_MISMATCH}
-    return _Refused(codes.get(problem.status, _TRY_AGAIN_LATER), problem.args[0])
+    return _Refused(codes.get(refusal.status, _TRY_AGAIN_LATER), str(refusal))

@@ -65,7 +65,7 @@ class RecallReply(BaseModel):
         description="normalised edit distance to the first match, 0 to 1; null without a match"
     )
     matches: list[Match] = Field(description="lived chunks, most similar first")
-    offset: int = Field(description="stream offset of the cortex that answered, bytes")
+    offset: int = Field(description="stream offset after the last whole message, bytes")
 
 
 class StatusReply(BaseModel):
@@ -113,9 +113,9 @@ async def read_bytes(request: Request, what: str, key: str, limit: int) -> bytes
     """
     kind = request.headers.get("content-type", OCTETS).split(";")[0].strip().lower()
     if kind == OCTETS:
-        data = await _body(request, what, limit, limit)
+        data = await read_body(request, what, limit)
     elif kind in _MSGPACK_TYPES:
-        data = _unpack(await _body(request, what, limit + _FRAMING_BYTES, limit), what, key)
+        data = _unpack(await read_body(request, what, limit + _FRAMING_BYTES), what, key)
         if len(data) > limit:
             raise errors.too_large(what, limit)
     else:
@@ -123,6 +123,30 @@ async def read_bytes(request: Request, what: str, key: str, limit: int) -> bytes
     if not data:
         raise errors.empty_body(what)
     return data
+
+
+async def read_body(request: Request, what: str, limit: int) -> bytes:
+    """Read a body up to a limit, and never beyond.
+
+    Args:
+        request: its stream is read.
+        what: what the bytes are, for the refusals.
+        limit: most bytes taken.
+
+    Raises:
+        Problem: too large, or the client left before it was whole.
+    """
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise errors.too_large(what, limit)
+            parts.append(part)
+    except ClientDisconnect as error:
+        raise errors.malformed(f"the client left before the {what} was whole") from error
+    return b"".join(parts)
 
 
 def query_bytes(request: Request, key: str) -> bytes:
@@ -136,20 +160,6 @@ def query_bytes(request: Request, key: str) -> bytes:
     if names != [key]:
         raise errors.malformed(f"expected the one query parameter {key!r}, got {names}")
     return unquote_to_bytes(pairs[0][2].replace(b"+", b" "))
-
-
-async def _body(request: Request, what: str, limit: int, stated_limit: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                raise errors.too_large(what, stated_limit)
-            parts.append(part)
-    except ClientDisconnect as error:
-        raise errors.malformed(f"the client left before the {what} was whole") from error
-    return b"".join(parts)
 
 
 def _unpack(body: bytes, what: str, key: str) -> bytes:

@@ -44,11 +44,17 @@ class StateDir:
         return self._path / _SNAPSHOT
 
     def read(self) -> bytes | None:
-        """Bytes of the last snapshot; None before the first."""
+        """Bytes of the last snapshot; None before the first.
+
+        Raises:
+            StateDirError: it is there and cannot be read.
+        """
         try:
             return self.snapshot_path.read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise StateDirError(f"cannot read {self.snapshot_path}: {error.strerror}") from error
 
     def write(self, blob: bytes) -> None:
         """Replace the snapshot: after a crash at any moment the old or the new one is whole."""

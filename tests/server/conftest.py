@@ -47,28 +47,31 @@ class Daemon:
             "ORGANISM_GENOME": str(self.genome),
             **self.settings,
         }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "server"], env=environment, stderr=subprocess.PIPE, text=True
-        )
+        self.log = self.state_dir.parent / f"{self.state_dir.name}.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "server"], env=environment, stderr=log
+            )
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
         deadline = time.monotonic() + 60
         while not self._ready():
-            assert self.process.poll() is None, self.process.communicate()[1]
+            assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, "not ready within 60 s"
+            time.sleep(0.02)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop it cleanly; whoever wants its last words calls ``stop`` first."""
+        """Stop it cleanly, if the test has not."""
         self.client.close()
         if self.process.poll() is None:
             self.stop()
 
-    def stop(self) -> str:
-        """Ask it to stop, check that it did so cleanly, and return its log."""
-        self.process.send_signal(signal.SIGTERM)
-        log = self.process.communicate(timeout=60)[1]
-        assert self.process.returncode == 0, log
-        return log
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Ask it to stop, and check that it did so cleanly."""
+        self.process.send_signal(number)
+        self.process.wait(timeout=60)
+        assert self.process.returncode == 0, self.log.read_text()
+        assert "Traceback" not in self.log.read_text()
 
     def ingest(self, data: bytes, **headers: str) -> httpx.Response:
         """Post bytes to be learned."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgpack
@@ -173,6 +175,7 @@ def test_health_and_documents(daemon: Daemon) -> None:
         ("POST", "/ingest", b"x", {**OCTETS, "Upload-Offset": "9" * 40}, 400),
         ("POST", "/recall", b"", OCTETS, 400),
         ("POST", "/recall", b"\n", OCTETS, 400),
+        ("POST", "/recall", b"two\nlines", OCTETS, 400),
         ("POST", "/recall", b"x" * 65, OCTETS, 413),
         ("POST", "/recall", b"x" * 4000, OCTETS, 413),
         ("POST", "/recall", b"x", {"Content-Type": "text/plain"}, 415),
@@ -261,6 +264,20 @@ def test_it_wakes_as_it_fell_asleep(tmp_path: Path, genome_path: Path) -> None:
         assert again.json()["duplicate"] is True
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_it_finish(number: signal.Signals, tmp_path: Path, genome_path: Path) -> None:
+    """A message under way when the signal comes is learned, answered and kept."""
+    message = b"".join(b"line %d\n" % i for i in range(4000))
+    with Daemon(tmp_path / "state", genome_path) as daemon, ThreadPoolExecutor() as pool:
+        reply = pool.submit(daemon.ingest, message)
+        while "ingest_queue_bytes 0.0" in daemon.client.get("/metrics").text:
+            assert not reply.done()
+        daemon.stop(number)
+        assert reply.result(timeout=60).json()["chunks"] == 4000
+    with Daemon(tmp_path / "state", genome_path) as daemon:
+        assert daemon.status()["steps"] == 4000
+
+
 def test_a_key_is_asked_of_all_but_health(tmp_path: Path, genome_path: Path) -> None:
     """401 without it, the same with a wrong one; with it, everything works."""
     with Daemon(tmp_path / "state", genome_path, {"ORGANISM_API_KEY": "sésame"}) as daemon:
@@ -281,6 +298,7 @@ def test_a_key_is_asked_of_all_but_health(tmp_path: Path, genome_path: Path) -> 
         ({"ORGANISM_PORT": "many"}, 2, "ORGANISM_PORT"),
         ({"ORGANISM_PROT": "8765"}, 2, "did you mean ORGANISM_PORT"),
         ({"ORGANISM_HOST": "0.0.0.0"}, 2, "ORGANISM_API_KEY"),
+        ({"ORGANISM_HOST": "0.0.0.0", "ORGANISM_API_KEY": ""}, 2, "ORGANISM_API_KEY"),
         ({"ORGANISM_QUEUE_LIMIT_BYTES": "5"}, 2, "could never be taken"),
         ({"ORGANISM_GENOME": "/nowhere/x.genome"}, 1, "cannot read genome"),
         ({"ORGANISM_STATE_DIR": "/dev/null/state"}, 1, "cannot use state folder"),
@@ -328,3 +346,4 @@ def test_a_damaged_snapshot_is_refused(tmp_path: Path, genome_path: Path) -> Non
     )
     assert done.returncode == 1
     assert "sha256 does not match" in done.stderr
+    assert str(snapshot) in done.stderr

@@ -15,7 +15,7 @@ from organism.cortex import step
 from organism.encoder import encode
 from organism.genome import Genome, new_genome
 from organism.lifetime import live
-from server.engine import Engine, Life, SwapRefused
+from server.engine import Engine, SwapRefused
 from server.errors import Problem
 from server.metrics import Metrics
 from server.settings import ServerSettings, load_settings
@@ -43,17 +43,12 @@ def engine(folder: Path, genome: Genome | None = None, **changes: str) -> Iterat
         running.stop()
 
 
-def look(running: Engine) -> Life:
-    """The life between two messages."""
-    return running.look().result(timeout=30)
-
-
 def test_state_is_a_fold_over_the_messages(tmp_path: Path) -> None:
     """The engine's cortex is, bit for bit, a lifetime over the messages' chunks in order."""
     with engine(tmp_path) as running:
         for message in MESSAGES:
             running.submit(message).result(timeout=30)
-        found = look(running)
+        found = running.life
     genome = small_genome()
     chunks = [c for m in MESSAGES for _, c in chunk_message(m, "lines", 4096)]
     inputs = encode(chunks, genome.config.encoder, genome.config.cortex.d_in)
@@ -68,11 +63,11 @@ def test_how_chunks_are_grouped_into_messages_does_not_matter(tmp_path: Path) ->
     lines = [b"line %d of many\n" % (i % 700) for i in range(1300)]
     with engine(tmp_path / "one") as one:
         one.submit(b"".join(lines)).result(timeout=60)
-        whole = look(one).state_sha256
+        whole = one.life.state_sha256
     with engine(tmp_path / "many") as many:
         for receipt in [many.submit(line) for line in lines]:
             receipt.result(timeout=60)
-        assert look(many).state_sha256 == whole
+        assert many.life.state_sha256 == whole
 
 
 def test_sleeping_changes_nothing(tmp_path: Path) -> None:
@@ -83,9 +78,9 @@ def test_sleeping_changes_nothing(tmp_path: Path) -> None:
     with engine(tmp_path / "awake") as running:
         for message in MESSAGES:
             running.submit(message).result(timeout=30)
-        awake = look(running)
+        awake = running.life
     with engine(tmp_path / "slept") as running:
-        slept = look(running)
+        slept = running.life
         assert slept.state_sha256 == awake.state_sha256
         assert slept.last_message == awake.last_message
 
@@ -114,7 +109,7 @@ def test_what_was_queued_at_a_stop_is_learned(tmp_path: Path) -> None:
             running.recall(b"late")
         running.stop()
     with engine(tmp_path) as running:
-        assert look(running).cortex.steps.item() == 100
+        assert running.life.cortex.steps.item() == 100
 
 
 @contextmanager
@@ -148,13 +143,31 @@ def test_the_queue_is_bounded_in_bytes(tmp_path: Path) -> None:
         assert running.submit(b"123456789\n").result(timeout=30).offset == 30
 
 
-def test_a_recall_need_not_wait_for_a_long_message(tmp_path: Path) -> None:
-    """Reads are answered between chunks: while a message is still being learned."""
+def test_reads_are_answered_between_chunks(tmp_path: Path) -> None:
+    """A cue asked while a long message is learned sees a cortex ahead of the last receipt."""
     with engine(tmp_path) as running:
-        long = running.submit(b"".join(b"line %d\n" % i for i in range(5000)))
-        running.recall(b"line 1").result(timeout=30)
-        assert not long.done()
-        long.result(timeout=60)
+        cue = b"line 1"
+        before = running.recall(cue).result(timeout=30)
+        long = running.submit(b"".join(b"line %d\n" % i for i in range(3000)))
+        answers = [running.recall(cue).result(timeout=30)]
+        while not long.done():
+            answers.append(running.recall(cue).result(timeout=30))
+        during = [a for a in answers if a.offset == 0 and a.familiarity != before.familiarity]
+        assert len(during) > 10
+        assert running.life.offset == long.result().offset > 0
+
+
+def test_life_is_that_of_whole_messages(tmp_path: Path) -> None:
+    """Offset and checksum belong together: neither moves in the middle of a message."""
+    with engine(tmp_path) as running:
+        born = running.life.state_sha256
+        long = running.submit(b"".join(b"line %d\n" % i for i in range(2000)))
+        seen = set()
+        while not long.done():
+            life = running.life
+            seen.add((life.offset, life.state_sha256))
+        assert (0, born) in seen
+        assert len(seen) <= 2
 
 
 def test_a_failure_while_learning_changes_nothing(
@@ -163,7 +176,7 @@ def test_a_failure_while_learning_changes_nothing(
     """A fault in a message's middle undoes its beginning; the learner lives on."""
     with engine(tmp_path) as running:
         running.submit(MESSAGES[0]).result(timeout=30)
-        before = look(running)
+        before = running.life
         calls = 0
 
         def failing(*arguments: object) -> object:
@@ -176,7 +189,7 @@ def test_a_failure_while_learning_changes_nothing(
         monkeypatch.setattr("server.engine.step", failing)
         with pytest.raises(RuntimeError, match="in the middle"):
             running.submit(b"one\ntwo\nthree\n").result(timeout=30)
-        after = look(running)
+        after = running.life
         assert (after.state_sha256, after.entropy) == (before.state_sha256, before.entropy)
         assert running.submit(b"four\n").result(timeout=30).chunks == 1
 
@@ -185,15 +198,17 @@ def test_a_genome_takes_over_in_turn_and_w_is_kept(tmp_path: Path) -> None:
     """Messages before it are learned by the old genome, W stays, the generation counts."""
     other = new_genome(small_config("mlp", calibration=True), 5)
     with engine(tmp_path) as running:
-        running.submit(MESSAGES[0])
+        running.submit(MESSAGES[0]).result(timeout=30)
+        before = running.life
         swapped = running.swap(other).result(timeout=30)
-        assert swapped.cortex.steps.item() == 2
+        assert swapped.cortex.to_bytes() == before.cortex.to_bytes()
+        assert swapped.offset == before.offset
         assert swapped.generation == 1
         assert swapped.genome.sha256 == other.sha256
         running.submit(MESSAGES[1]).result(timeout=30)
-        state = look(running).state_sha256
+        state = running.life.state_sha256
     with engine(tmp_path) as running:
-        woken = look(running)
+        woken = running.life
         assert (woken.generation, woken.genome.sha256) == (1, other.sha256)
         assert woken.state_sha256 == state
 
@@ -203,7 +218,7 @@ def test_a_genome_of_another_body_is_refused(tmp_path: Path) -> None:
     with engine(tmp_path) as running:
         with pytest.raises(SwapRefused, match="train it from the running genome"):
             running.swap(new_genome(small_config(d_hidden=16))).result(timeout=30)
-        assert look(running).generation == 0
+        assert running.life.generation == 0
 
 
 def test_one_engine_a_folder(tmp_path: Path) -> None:

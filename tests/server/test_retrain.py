@@ -88,10 +88,11 @@ def judged(tmp_path: Path, running_score: float, candidate_score: float, body: G
         try:
             retrainer = Judge(engine, metrics)
             job = retrainer.start(RetrainRequest())
-            while retrainer.job(job.id).status == "running":
-                await asyncio.sleep(0)
+            async with asyncio.timeout(60):
+                while retrainer.job(job.id).status == "running":
+                    await asyncio.sleep(0.01)
             job = retrainer.job(job.id)
-            generation = (await asyncio.wrap_future(engine.look())).generation
+            generation = engine.life.generation
             assert generation == int(bool(job.promoted))
             return job
         finally:
@@ -133,15 +134,16 @@ def test_a_child_that_fails_says_why(tmp_path: Path) -> None:
             retrainer = Retrainer(engine, metrics)
             # A request that no client can make: the child refuses it.
             job = retrainer.start(RetrainRequest.model_construct(outer_steps=-1, seed=0, threads=1))
-            while retrainer.job(job.id).status == "running":
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(60):
+                while retrainer.job(job.id).status == "running":
+                    await asyncio.sleep(0.01)
             return retrainer.job(job.id)
         finally:
             engine.stop()
 
     job = asyncio.run(run())
     assert job.status == "failed"
-    assert "outer_steps" in str(job.error)
+    assert "--outer-steps" in str(job.error)
 
 
 def test_an_unknown_job_is_a_problem(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def test_variables_are_typed() -> None:
         ("MATCHES", "many", "valid integer"),
         ("STATEDIR", "x", "did you mean ORGANISM_STATE_DIR"),
         ("COLOUR", "red", "unknown setting ORGANISM_COLOUR"),
+        ("API_KEY", "", "at least 1"),
         ("HOST", "0.0.0.0", "set ORGANISM_API_KEY"),
         ("HOST", "example.org", "set ORGANISM_API_KEY"),
     ],
@@ -42,6 +43,15 @@ def test_what_does_not_fit_is_named(name: str, value: str, message: str) -> None
     """The variable, what was expected, and the remedy."""
     with pytest.raises(SettingsError, match=message):
         load_settings({f"ORGANISM_{name}": value})
+
+
+def test_a_given_environment_is_all_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process's own does not leak in."""
+    monkeypatch.setenv("ORGANISM_PORT", "1")
+    monkeypatch.setenv("organism_matches", "3")
+    assert load_settings({}) == load_settings({"HOME": "/"})
+    assert load_settings({}).port == 8765
+    assert load_settings().port == 1
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])

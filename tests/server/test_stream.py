@@ -56,21 +56,26 @@ def test_an_opening_offset_is_checked(daemon: Daemon) -> None:
         for moved in (2, 4):
             assert json.loads(ws.recv(timeout=30)) == {"offset": offset + moved}  # type: ignore[operator]
     state = daemon.status()
-    assert closed(daemon, b"x\n", "?offset=5") == (4409, f"at {state['offset']}")
+    assert closed(daemon, [b"x\n"] * 20, "?offset=5") == (4409, f"at {state['offset']}")
     assert daemon.status() == state
 
 
-def closed(daemon: Daemon, frame: bytes | str | None, query: str = "") -> tuple[int, str]:
-    """Send a frame that is refused; the close code, and where the reason says the stream is."""
-    with socket(daemon, query) as ws:
-        if frame is not None:
-            ws.send(frame)
-        with pytest.raises(ConnectionClosed) as caught:
-            ws.recv(timeout=30)
+def closed(daemon: Daemon, frames: list[bytes | str], query: str = "") -> tuple[int, str]:
+    """Send frames of which one is refused; the close code, and where the stream is said to be."""
+    with socket(daemon, query) as ws, pytest.raises(ConnectionClosed) as caught:
+        send_and_wait(ws, frames)
     assert caught.value.rcvd is not None
     reason = caught.value.rcvd.reason
     start = reason.find("at ")
     return caught.value.rcvd.code, reason[start:].split(":")[0] if start >= 0 else reason
+
+
+def send_and_wait(ws: ClientConnection, frames: list[bytes | str]) -> None:
+    """Send frames without waiting, then read until the other side closes."""
+    for frame in frames:
+        ws.send(frame)
+    while True:
+        ws.recv(timeout=30)
 
 
 def test_refused_frames_close_the_socket_and_change_nothing(
@@ -80,11 +85,24 @@ def test_refused_frames_close_the_socket_and_change_nothing(
     settings = {"ORGANISM_BODY_LIMIT_BYTES": "1000"}
     with Daemon(tmp_path / "state", genome_path, settings) as daemon:
         before = daemon.status()
-        assert closed(daemon, "text")[0] == 1003
-        assert closed(daemon, b"")[0] == 1007
-        assert closed(daemon, None, "?offset=many")[0] == 1007
-        assert closed(daemon, b"x" * 1001)[0] == 1009
+        assert closed(daemon, ["text"])[0] == 1003
+        assert closed(daemon, [b""])[0] == 1007
+        assert closed(daemon, [], "?offset=many")[0] == 1007
+        assert closed(daemon, [b"x" * 1001])[0] == 1009
         assert daemon.status() == before
+
+
+def test_what_came_before_a_refused_frame_is_acknowledged(daemon: Daemon) -> None:
+    """A writer knows how far it got."""
+    before = int(str(daemon.status()["offset"]))
+    with socket(daemon) as ws:
+        for _ in range(20):
+            ws.send(b"good\n")
+        ws.send("bad")
+        offsets = [json.loads(ws.recv(timeout=30))["offset"] for _ in range(20)]
+        with pytest.raises(ConnectionClosed):
+            ws.recv(timeout=30)
+    assert offsets[-1] == before + 100 == daemon.status()["offset"]
 
 
 def test_a_client_that_leaves_is_forgotten(daemon: Daemon) -> None:
