@@ -27,8 +27,8 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-genome: $(VENV)/.run ## retrain the default genome
-	$(BIN)/python -m organism.meta_train --preset daemon --out checkpoints/default.genome
+genome: $(VENV)/.run ## train the default genome anew; see checkpoints/default.md
+	$(BIN)/python -m organism.meta_train --preset daemon --seed 2 --threads 1 --out checkpoints/default.genome
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

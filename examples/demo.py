@@ -17,6 +17,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,8 @@ from server.settings import SettingsError, load_settings
 _START_TIMEOUT_S = 60.0
 _MESSAGE_LINES = 100
 _DAMAGE = 0.1
+_CUE_BYTES = 40
+_RECENT_LINES = 300
 _UNSEEN = b"the lighthouse keeper counted 17 herring gulls before breakfast"
 
 
@@ -47,7 +50,7 @@ def main() -> int:
         messages = [lines[i : i + _MESSAGE_LINES] for i in range(0, len(lines), _MESSAGE_LINES)]
         for message in track(messages, f"living through {len(lines)} lines", console=console):
             post(client, "/ingest", b"\n".join(message) + b"\n")
-        lived = max(lines[-200:], key=len)
+        lived = recent_cue(lines)
         cues = {
             "lived through": lived,
             f"the same, {_DAMAGE:.0%} of its bytes damaged": damage(
@@ -111,6 +114,12 @@ def standard_library(count: int) -> list[bytes]:
         if len(lines) >= count:
             break
     return lines[:count]
+
+
+def recent_cue(lines: list[bytes]) -> bytes:
+    """Of the last lines, the one that came most often, the longer one among equals."""
+    counts = Counter(lines[-_RECENT_LINES:])
+    return max(counts, key=lambda line: (counts[line] * (len(line) >= _CUE_BYTES), len(line)))
 
 
 def post(client: httpx.Client, path: str, body: bytes) -> httpx.Response:

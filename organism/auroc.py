@@ -14,7 +14,7 @@ def auroc(scores: npt.ArrayLike, positive: npt.ArrayLike) -> float:
         positive: ``(n,)`` booleans.
 
     Returns:
-        In [0, 1]; NaN where one class is missing.
+        In [0, 1]; NaN where one class is missing or a score is not finite.
 
     >>> auroc([0.1, 0.4, 0.4, 0.9], [False, False, True, True])
     0.875
@@ -23,7 +23,7 @@ def auroc(scores: npt.ArrayLike, positive: npt.ArrayLike) -> float:
     is_positive = np.asarray(positive, bool)
     negatives = np.sort(values[~is_positive])
     positives = values[is_positive]
-    if not len(negatives) or not len(positives):
+    if not len(negatives) or not len(positives) or not np.isfinite(values).all():
         return float("nan")
     below = np.searchsorted(negatives, positives, "left")
     up_to = np.searchsorted(negatives, positives, "right")

@@ -69,14 +69,18 @@ class CortexState:
         """Read a serialised state.
 
         Raises:
-            TensorFileError: damaged, of another schema, or without one of the state's tensors.
+            TensorFileError: damaged, of another schema, or tensors that are not a state's.
         """
         tensors = tensorfile.unpack(blob, _KIND, STATE_SCHEMA).tensors
-        names = [f.name for f in fields(cls)]
-        if sorted(tensors) != sorted(names):
-            raise tensorfile.TensorFileError(
-                f"cortex state has {sorted(tensors)}, expected {sorted(names)}"
-            )
+        w = tensors.get("w", torch.zeros(0))
+        batch, d_in = (*w.shape[:2], 0, 0)[:2]
+        vectors = {name: (batch, d_in) for name in ("short_term", "long_term", "mean")}
+        scalars = {name: (batch,) for name in ("beta", "level", "steps")}
+        expected = {"w": tuple(w.shape), **vectors, **scalars}
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        types = {tensor.dtype for name, tensor in tensors.items() if name != "steps"}
+        if found != expected or w.dim() != 3 or types != {torch.float32}:
+            raise tensorfile.TensorFileError(f"not the tensors of a cortex state: {found}")
         return cls(**tensors)
 
 
@@ -273,10 +277,10 @@ def _next_mean(config: CortexConfig, state: CortexState, e: Tensor) -> Tensor:
 def _next_beta(config: CortexConfig, beta: Tensor, entropy: Tensor) -> Tensor:
     if not config.metabolism:
         return beta
-    factor = torch.where(entropy > config.entropy_threshold, config.beta_fall, config.beta_rise).to(
-        beta
+    moved = torch.where(
+        entropy > config.entropy_threshold, beta * config.beta_fall, beta * config.beta_rise
     )
-    return (beta * factor).clamp(config.beta_min, config.beta_max)
+    return moved.clamp(config.beta_min, config.beta_max)
 
 
 def _next_level(config: CortexConfig, level: Tensor, reading: Reading) -> Tensor:

@@ -41,7 +41,9 @@ def embedding_table(config: EncoderConfig, width: int) -> Tensor:
 def encode(chunks: Sequence[bytes], config: EncoderConfig, width: int) -> Tensor:
     """Encode chunks as the sum over orders of the mean of their n-grams' rows, e_t of [D26 §4.1].
 
-    A chunk shorter than an order contributes itself, whole, as its only n-gram of that order.
+    With ``distinct`` a chunk's repeated n-grams count once; with ``unit_norm`` each order's mean
+    is scaled to length 1 before the sum. A chunk shorter than an order contributes itself, whole,
+    as its only n-gram of that order.
 
     Args:
         chunks: non-empty byte strings of any length.

@@ -105,24 +105,27 @@ def from_bytes(blob: bytes) -> Genome:
     """
     try:
         content = tensorfile.unpack(blob, _KIND, SCHEMA)
+        if set(content.meta) != {"config", "provenance"}:
+            raise GenomeError(f"malformed genome file: header has {sorted(content.meta)}")
         config = GenomeConfig.model_validate(content.meta["config"])
-        provenance = content.meta["provenance"]
-    except KeyError as error:
-        raise GenomeError(f"malformed genome file: no {error} in its header") from error
+        if config.model_dump(mode="json") != content.meta["config"]:
+            raise GenomeError("genome file whose configuration is not whole: nothing is filled in")
+        genome = Genome(config, content.tensors, content.meta["provenance"])
+        _check(genome)
     except ValidationError as error:
-        raise GenomeError(
-            f"genome file with a configuration this version does not know: {error}"
-        ) from error
-    except tensorfile.TensorFileError as error:
+        raise GenomeError(f"genome file with an unknown configuration: {error}") from error
+    except GenomeError:
+        raise
+    except ValueError as error:
         raise GenomeError(str(error)) from error
-    genome = Genome(config, content.tensors, provenance)
-    _check(genome)
     return genome
 
 
 def save(genome: Genome, path: Path) -> None:
-    """Write a genome file."""
-    path.write_bytes(to_bytes(genome))
+    """Write a genome file, whole or not at all."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_bytes(to_bytes(genome))
+    temporary.replace(path)
 
 
 def load(path: Path) -> Genome:
@@ -140,6 +143,8 @@ def load(path: Path) -> Genome:
 
 
 def _check(genome: Genome) -> None:
+    if not isinstance(genome.provenance, dict):
+        raise GenomeError(f"genome's provenance is a {type(genome.provenance).__name__}, not a map")
     expected = {
         name: tuple(tensor.shape) for name, tensor in new_genome(genome.config).theta.items()
     }

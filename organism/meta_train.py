@@ -32,7 +32,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from organism import tensorfile
-from organism.genome import MAX_MEMORY_MIXING, Genome, GenomeError, load, new_genome, save
+from organism.genome import (
+    MAX_MEMORY_MIXING,
+    Genome,
+    GenomeError,
+    from_bytes,
+    load,
+    new_genome,
+    save,
+    to_bytes,
+)
 from organism.presets import PRESETS, MetaTrainConfig
 from organism.tasks.familiarity import FamiliarityTask
 from organism.tasks.projection import ProjectionTask
@@ -48,6 +57,10 @@ _FINAL_RATE = 0.1
 _SKIPS_BEFORE_ROLLBACK = 3
 _STEPS_BETWEEN_COPIES = 10
 _ROLLBACKS_BEFORE_FAILURE = 5
+_CHECKPOINT_SUFFIX = ".training"
+_WITH_RESUME = {
+    *("--resume", "--out", "--json", "--progress", "--checkpoint-steps", "--device", "--threads"),
+}
 _EXIT_FAILED = 1
 _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130
@@ -67,13 +80,17 @@ def make_task(config: MetaTrainConfig) -> Task:
 class Run:
     """A run between two outer steps; the one owner of θ and of Adam while it lasts.
 
-    Saved and read again at any step, it ends bit for bit as it would have without the break.
+    Saved and read again at any step, it ends bit for bit as it would have without the break, on the
+    same machine with as many threads. A rival is a genome to be scored beside the result.
     """
 
-    def __init__(self, config: MetaTrainConfig, initial: Genome, device: str) -> None:
+    def __init__(
+        self, config: MetaTrainConfig, start: Genome, device: str, rival: Genome | None = None
+    ) -> None:
         self.config = config
+        self.rival = rival
         self.task = make_task(config)
-        self.theta = {name: tensor.to(device).clone() for name, tensor in initial.theta.items()}
+        self.theta = {name: tensor.to(device).clone() for name, tensor in start.theta.items()}
         self.carry = self.task.begin()
         self.index = 0
         self.skipped = 0
@@ -115,11 +132,20 @@ class Run:
     def _descend(self) -> None:
         for group in self._adam.param_groups:
             group["lr"] = self._rate()
-        self._adam.step()
-        _bound_mixing(self.theta["mixing"])
-        self._skips_in_a_row = 0
         if self.index % _STEPS_BETWEEN_COPIES == 0:
+            # Before the update: this θ has just been lived with, the next has not.
             self._good_copy = self._optimisation()
+        self._adam.step()
+        self._bound()
+        self._skips_in_a_row = 0
+
+    @torch.no_grad()
+    def _bound(self) -> None:
+        """Project a learning c onto |c₁| + |c₂| below 1, so that the memories stay bounded."""
+        mixing = self._learning.get("mixing")
+        if mixing is not None:
+            size = mixing[1:].abs().sum()
+            mixing[1:] *= (MAX_MEMORY_MIXING / size).clamp_max(1)
 
     def _skip(self) -> None:
         """Leave θ as it is and start new lives: the old ones may hold what was not finite."""
@@ -173,6 +199,7 @@ class Run:
             "skipped": self.skipped,
             "rollbacks": self.rollbacks,
             "skips_in_a_row": self._skips_in_a_row,
+            "rival": None if self.rival is None else to_bytes(self.rival),
         }
         tensors = self._optimisation() | carry | copy
         return tensorfile.pack(_KIND, TRAINING_SCHEMA, meta, tensors)
@@ -186,29 +213,23 @@ class Run:
             ValidationError: settings that this version does not know.
         """
         content = tensorfile.unpack(blob, _KIND, TRAINING_SCHEMA)
-        tensors = {name: tensor.to(device) for name, tensor in content.tensors.items()}
-        config = MetaTrainConfig.model_validate(content.meta["config"])
+        meta, tensors = content.meta, {n: t.to(device) for n, t in content.tensors.items()}
 
         def under(prefix: str) -> dict[str, Tensor]:
             return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
-        run = cls(config, Genome(config.genome, under("theta.")), device)
-        run._restore(tensors)
-        run._good_copy = under("copy.")
-        run.carry = under("carry.")
-        run.index = content.meta["index"]
-        run.skipped = content.meta["skipped"]
-        run.rollbacks = content.meta["rollbacks"]
-        run._skips_in_a_row = content.meta["skips_in_a_row"]
+        try:
+            config = MetaTrainConfig.model_validate(meta["config"])
+            rival = None if meta["rival"] is None else from_bytes(meta["rival"])
+            run = cls(config, Genome(config.genome, under("theta.")), device, rival)
+            run._restore(tensors)
+            run._good_copy = under("copy.")
+            run.carry = under("carry.")
+            run.index, run.skipped = meta["index"], meta["skipped"]
+            run.rollbacks, run._skips_in_a_row = meta["rollbacks"], meta["skips_in_a_row"]
+        except KeyError as error:
+            raise tensorfile.TensorFileError(f"malformed training file: no {error}") from error
         return run
-
-
-@torch.no_grad()
-def _bound_mixing(mixing: Tensor) -> None:
-    """Project onto |c₁| + |c₂| <= a bound below 1, so that the memories stay bounded."""
-    size = mixing[1:].abs().sum()
-    if size > MAX_MEMORY_MIXING:
-        mixing[1:] *= MAX_MEMORY_MIXING / size
 
 
 def train(run: Run, report: Callable[[int, Metrics], None], stop_asked: Callable[[], bool]) -> bool:
@@ -278,12 +299,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command = _parse(arguments)
         torch.set_num_threads(command.threads)
-        run, initial = _prepare(command, arguments)
+        run = _prepare(command, arguments)
     except (ValidationError, GenomeError, tensorfile.TensorFileError, OSError, ValueError) as error:
         print(f"meta_train: {_explain(error)}", file=sys.stderr)
         return _EXIT_USAGE
     started = time.perf_counter()
-    checkpoint = command.out.with_suffix(command.out.suffix + ".training") if command.out else None
+    out = _out(command)
+    checkpoint = out.with_name(out.name + _CHECKPOINT_SUFFIX) if out else None
     try:
         with _progress(command, run) as report, _stop_on_interrupt() as stop_asked:
             done = train(
@@ -294,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _EXIT_FAILED
     if not done:
         return _interrupted(run, checkpoint)
-    _finish(command, run, initial, time.perf_counter() - started)
+    _finish(command, run, out, time.perf_counter() - started)
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     return 0
@@ -307,22 +329,31 @@ def _parse(arguments: list[str]) -> Command:
     return CliApp.run(Command, cli_args=arguments, **PRESETS[preset].model_dump())
 
 
-def _prepare(command: Command, arguments: list[str]) -> tuple[Run, Genome | None]:
-    """Build the run, and the genome it starts from where one was named."""
+def _prepare(command: Command, arguments: list[str]) -> Run:
+    """Build the run, from its start, from a genome, or from a checkpoint."""
     if command.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no CUDA device here; use cpu")
+    given = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
     if command.resume:
-        if command.initial_genome:
-            raise ValueError("--resume goes on with its own genome: leave --initial-genome out")
-        return Run.from_bytes(command.resume.read_bytes(), command.device), None
+        extra = sorted(given - _WITH_RESUME)
+        if extra:
+            raise ValueError(f"--resume goes on with its own settings: leave {' '.join(extra)} out")
+        return Run.from_bytes(command.resume.read_bytes(), command.device)
     if command.initial_genome is None:
-        initial = new_genome(command.genome, command.seed)
-        return Run(command.training, initial, command.device), None
-    if any(argument.startswith("--genome.") for argument in arguments):
+        start = new_genome(command.genome, command.seed)
+        return Run(command.training, start, command.device)
+    if any(name.startswith(("--genome.", "--no-genome.")) for name in given):
         raise ValueError("--initial-genome brings its configuration: leave --genome.* out")
-    initial = load(command.initial_genome)
-    config = command.training.model_copy(update={"genome": initial.config})
-    return Run(config, initial, command.device), initial
+    start = load(command.initial_genome)
+    config = command.training.with_genome(start.config)
+    return Run(config, start, command.device, rival=start)
+
+
+def _out(command: Command) -> Path | None:
+    """Where the genome goes; a resumed run goes where it would have gone."""
+    if command.out or not command.resume:
+        return command.out
+    return command.resume.with_name(command.resume.name.removesuffix(_CHECKPOINT_SUFFIX))
 
 
 @contextmanager
@@ -335,9 +366,7 @@ def _progress(command: Command, run: Run) -> Iterator[Callable[[int, Metrics], N
     if command.progress == "json":
 
         def report_json(index: int, metrics: Metrics) -> None:
-            print(
-                json.dumps({"step": index, "steps": total, **metrics}), file=sys.stderr, flush=True
-            )
+            print(_json({"step": index, "steps": total, **metrics}), file=sys.stderr, flush=True)
 
         yield report_json
         return
@@ -402,16 +431,17 @@ def _interrupted(run: Run, checkpoint: Path | None) -> int:
     return _EXIT_INTERRUPTED
 
 
-def _finish(command: Command, run: Run, initial: Genome | None, seconds: float) -> None:
+def _finish(command: Command, run: Run, out: Path | None, seconds: float) -> None:
     """Measure on held-out lifetimes, save, and print."""
     genome = run.genome
     scores = run.task.held_out(genome)
-    if initial is not None:
-        scores |= {f"initial_{name}": value for name, value in run.task.held_out(initial).items()}
+    if run.rival is not None:
+        rival = run.task.held_out(run.rival)
+        scores |= {f"initial_{name}": value for name, value in rival.items()}
     genome = Genome(genome.config, genome.theta, {**genome.provenance, "scores": scores})
-    if command.out:
-        command.out.parent.mkdir(parents=True, exist_ok=True)
-        save(genome, command.out)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save(genome, out)
     summary: dict[str, Any] = {
         "preset": run.config.preset,
         "task": run.config.task,
@@ -425,10 +455,15 @@ def _finish(command: Command, run: Run, initial: Genome | None, seconds: float) 
         **scores,
     }
     if command.json_:
-        print(json.dumps(summary))
-    else:
-        for name, value in summary.items():
-            print(f"{name:32} {value:.4f}" if isinstance(value, float) else f"{name:32} {value}")
+        print(_json(summary))
+        return
+    for name, value in summary.items():
+        print(f"{name:32} {value:.4f}" if isinstance(value, float) else f"{name:32} {value}")
+
+
+def _json(figures: dict[str, Any]) -> str:
+    """One JSON object; what is not a number is null, for JSON has no NaN."""
+    return json.dumps({k: None if v != v else v for k, v in figures.items()}, allow_nan=False)
 
 
 def _replace(path: Path, blob: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from organism.config import CortexConfig, EncoderConfig, GenomeConfig, RuleConfig, Settings
 from organism.tasks.familiarity import FamiliarityConfig
@@ -34,6 +34,30 @@ class MetaTrainConfig(Settings):
     genome: GenomeConfig = GenomeConfig()
     projection: ProjectionConfig = ProjectionConfig()
     familiarity: FamiliarityConfig = FamiliarityConfig()
+
+    @model_validator(mode="after")
+    def _trainable(self) -> MetaTrainConfig:
+        idle = [part for part in self.trained if not self._takes_part(part, self.genome)]
+        if idle:
+            raise ValueError(
+                f"trained names {', '.join(idle)}, which takes no part in this genome or task: "
+                "name other parts, or switch its mechanism on"
+            )
+        return self
+
+    def with_genome(self, genome: GenomeConfig) -> MetaTrainConfig:
+        """Take another genome's configuration, and train what of it there is to train."""
+        trained = tuple(part for part in self.trained if self._takes_part(part, genome))
+        return self.model_copy(update={"genome": genome, "trained": trained})
+
+    def _takes_part(self, part: Part, genome: GenomeConfig) -> bool:
+        return {
+            "rule": True,
+            "log_alpha": True,
+            "log_recovery": genome.cortex.recovery > 0,
+            "mixing": genome.cortex.memory,
+            "readout": self.task == "familiarity",
+        }[part]
 
 
 PRESETS: dict[Preset, MetaTrainConfig] = {

@@ -4,13 +4,13 @@ Two learned families behind one protocol, and the named rules of the literature 
 vectors of the polynomial family. Knows nothing of time, memories or normalisation.
 
 Scaled inputs (``RuleConfig.scaling``). Unscaled, pre, post and w are of order 0.05 to 0.3 and a
-ReLU network cannot form their product. ``rms`` divides each by its own root mean square;
-``sqrt_d`` multiplies by √d, the same thing in expectation for unit-norm vectors (each of d
-entries has a mean square of 1/d), with no division by data: pre and post by √d_in/β (pre is β
-times a unit vector, post its dot product with another), and w by the √ of the length it is
-normalised over. Both keep the layer's signals at unit size in the sense of He et al., "Delving
-deep into rectifiers" (ICCV 2015). The output is divided by the factor of w, so that Δw is in
-units of w.
+ReLU network cannot form their product. ``rms`` divides each by its own root mean square.
+``sqrt_d`` multiplies w by the √ of the length it is normalised over, and pre and post by √d_in/β:
+for unit inputs and unit columns that is the same thing in expectation (each of d entries of a
+unit vector has a mean square of 1/d, and so has its dot product with another), with no division
+by data. Both keep the layer's signals near unit size in the sense of He et al., "Delving deep
+into rectifiers" (ICCV 2015). The output is divided by the factor of w, so that Δw is in units of
+w.
 """
 
 from __future__ import annotations

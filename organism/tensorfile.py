@@ -22,11 +22,12 @@ from typing import Any, Literal
 import msgpack
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, StrictInt
 from torch import Tensor
 
 _MAGIC = b"ORGANISM"
 _DIGEST_BYTES = 32
+_MAX_DIMENSIONS = 8
 _DTYPES: dict[str, torch.dtype] = {
     "<f4": torch.float32,
     "<f8": torch.float64,
@@ -42,7 +43,7 @@ class _Header(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     kind: str
-    version: int = Field(alias="schema")
+    version: StrictInt = Field(alias="schema")
     meta: dict[str, Any]
     tensors: list[tuple[str, Literal["<f4", "<f8", "<i8", "|u1"], tuple[NonNegativeInt, ...]]]
 
@@ -57,7 +58,6 @@ class TensorFile:
 
     meta: dict[str, Any]
     tensors: dict[str, Tensor]
-    sha256: str
 
 
 def pack(kind: str, schema: int, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
@@ -108,7 +108,7 @@ def unpack(blob: bytes, kind: str, schema: int) -> TensorFile:
             f"{kind} file of schema {header.version}, this version reads schema {schema}: "
             "use the version that wrote it"
         )
-    return TensorFile(header.meta, _read_tensors(body[end:], header, kind), digest.hex())
+    return TensorFile(header.meta, _read_tensors(body[end:], header, kind))
 
 
 def _read_tensors(data: bytes, header: _Header, kind: str) -> dict[str, Tensor]:
@@ -116,6 +116,10 @@ def _read_tensors(data: bytes, header: _Header, kind: str) -> dict[str, Tensor]:
     offset = 0
     for name, dtype, shape in header.tensors:
         size = np.dtype(dtype).itemsize * math.prod(shape)
+        if name in tensors:
+            raise TensorFileError(f"malformed {kind} file: tensor {name!r} comes twice")
+        if len(shape) > _MAX_DIMENSIONS:
+            raise TensorFileError(f"malformed {kind} file: {name!r} has {len(shape)} dimensions")
         if offset + size > len(data):
             raise TensorFileError(f"malformed {kind} file: tensor {name!r} runs past the end")
         array = np.frombuffer(data[offset : offset + size], dtype).reshape(shape)

@@ -140,6 +140,10 @@ class Retrainer:
         await asyncio.to_thread(save, self._engine.life.genome, running)
         verdict = await self._train(job_id, request, running, candidate)
         scores = verdict["initial_held_out_auroc"], verdict["held_out_auroc"]
+        if None in scores:
+            raise RuntimeError(
+                f"a held-out score is not a number: {scores}; the running genome stays"
+            )
         successor = await asyncio.to_thread(load, candidate)
         promoted = scores[1] >= scores[0]
         if promoted:

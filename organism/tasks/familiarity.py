@@ -49,9 +49,6 @@ class FamiliarityConfig(Settings):
 class FamiliarityTask:
     """Lifetimes on synthetic streams; see the module's head."""
 
-    score = "held_out_auroc"
-    higher_is_better = True
-
     def __init__(self, config: FamiliarityConfig, genome: GenomeConfig, seed: int) -> None:
         self._config = config
         self._encoder = genome.encoder

@@ -39,9 +39,6 @@ class ProjectionConfig(Settings):
 class ProjectionTask:
     """A bank of (cue, target) pairs; target = tanh(P·e) with P at the scale of torch's Linear."""
 
-    score = "fresh_nmse"
-    higher_is_better = False
-
     def __init__(self, config: ProjectionConfig, genome: GenomeConfig, seed: int) -> None:
         self._config = config
         draws = np.random.default_rng([seed, 0])

@@ -34,9 +34,6 @@ class Outcome:
 class Task(Protocol):
     """A source of lifetimes with a loss. Equal seeds and indices give equal lifetimes."""
 
-    score: str
-    higher_is_better: bool
-
     def begin(self) -> Carry:
         """Return the carry before the first outer step."""
         ...
@@ -46,5 +43,5 @@ class Task(Protocol):
         ...
 
     def held_out(self, genome: Genome) -> Metrics:
-        """Measure a genome on lifetimes that no outer step draws; ``score`` names what decides."""
+        """Measure a genome on lifetimes that no outer step draws."""
         ...

@@ -13,7 +13,7 @@ import string
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from organism.config import Settings
 
@@ -49,7 +49,17 @@ class StreamConfig(Settings):
     )
     binary_streams: float = Field(0.1, ge=0, le=1, description="share of streams of binary records")
 
+    @model_validator(mode="after")
+    def _consistent(self) -> StreamConfig:
+        for name, value in self:
+            if isinstance(value, tuple) and not 0 <= value[0] <= value[1]:
+                raise ValueError(f"{name} is a range from low to high, from 0 on, got {value}")
+            if name in _SHARES and value[1] > 1:
+                raise ValueError(f"{name} is a range of shares, up to 1, got {value}")
+        return self
 
+
+_SHARES = ("repeat", "burst", "discount", "damage", "drift")
 _UNLIVED = 32
 
 

@@ -24,3 +24,8 @@ def test_auroc_counts_pairs(scored: list[tuple[int, bool]]) -> None:
         return
     wins = sum((p > n) + (p == n) / 2 for p in positives for n in negatives)
     assert found == pytest.approx(wins / (len(positives) * len(negatives)))
+
+
+def test_scores_that_are_not_finite_have_no_auroc() -> None:
+    """A genome that diverges must not rank well by accident."""
+    assert math.isnan(auroc([0.1, float("nan"), 0.3], [False, True, True]))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from organism import tensorfile
 from organism.config import GenomeConfig
 from organism.cortex import (
     CortexState,
@@ -284,6 +285,24 @@ def test_a_damaged_state_is_refused(genome: Genome) -> None:
     blob[len(blob) // 2] ^= 1
     with pytest.raises(TensorFileError, match="sha256"):
         CortexState.from_bytes(bytes(blob))
+
+
+def test_tensors_that_are_no_state_are_refused(genome: Genome) -> None:
+    """Whole files of wrong names, shapes or types."""
+    state = newborn(genome)
+    tensors = {f.name: getattr(state, f.name) for f in fields(state)}
+    for name, wrong in (
+        ("w", torch.zeros(3)),
+        ("mean", torch.zeros(1, 9)),
+        ("beta", torch.zeros(2)),
+        ("level", torch.zeros(1, dtype=torch.float64)),
+        ("extra", torch.zeros(1)),
+    ):
+        blob = tensorfile.pack("cortex", 1, {}, {**tensors, name: wrong})
+        with pytest.raises(TensorFileError, match="not the tensors of a cortex state"):
+            CortexState.from_bytes(blob)
+    with pytest.raises(TensorFileError, match="not the tensors"):
+        CortexState.from_bytes(tensorfile.pack("cortex", 1, {}, {}))
 
 
 def test_state_floats_count_everything_carried(genome: Genome) -> None:

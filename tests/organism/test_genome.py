@@ -28,6 +28,11 @@ from tests.conftest import small_config
 BLOB = to_bytes(new_genome(small_config(), seed=1))
 
 
+TOO_FEW_POWERS = GenomeConfig.model_validate(
+    {"rule": {"family": "polynomial", "initialisation": "selective_anti_hebb"}}
+).model_dump(mode="json")
+
+
 def packed(**changes: object) -> bytes:
     """A whole, checksummed genome file with parts of its content replaced."""
     genome = from_bytes(BLOB)
@@ -105,8 +110,11 @@ def theta(**changes: torch.Tensor | None) -> dict[str, torch.Tensor]:
         ({"theta": theta(log_alpha=torch.zeros((), dtype=torch.float64))}, "finite float32"),
         ({"theta": theta(mixing=torch.tensor([1.0, 0.6, -0.5]))}, "bounded memories"),
         ({"config": {"colour": "red"}}, "configuration"),
-        ({"config": None}, "no 'config'"),
-        ({"provenance": None}, "no 'provenance'"),
+        ({"config": {}}, "nothing is filled in"),
+        ({"config": TOO_FEW_POWERS}, "raise them"),
+        ({"config": None}, "header has"),
+        ({"provenance": None}, "header has"),
+        ({"provenance": [1]}, "not a map"),
     ],
 )
 def test_whole_files_that_make_no_sense_are_refused(
@@ -144,6 +152,10 @@ def header(content: object) -> bytes:
         header({"kind": "genome", "schema": 1, "meta": {}, "tensors": [["a", "<f4", [-1]]]}),
         header({"kind": "genome", "schema": 1, "meta": {}, "tensors": [["a", "<f4", [9]]]}),
         header({"kind": "genome", "schema": 1, "meta": {}, "tensors": [["a", "|O", []]]}),
+        header({"kind": "genome", "schema": 1, "meta": {}, "tensors": [["a", "<f4", [1] * 70]]}),
+        header({"kind": "genome", "schema": 1, "meta": {}, "tensors": [["a", "<f4", [1 << 63]]]}),
+        header({"kind": "genome", "schema": 1, "meta": {}, "tensors": [["a", "<f4", [0]]] * 2}),
+        header({"kind": "genome", "schema": "1", "meta": {}, "tensors": []}),
         header({"kind": "genome", "schema": 1, "meta": 3, "tensors": []}),
         checksummed(
             header({"kind": "genome", "schema": 1, "meta": {}, "tensors": []})[:-32] + b"x"
