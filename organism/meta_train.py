@@ -127,7 +127,8 @@ class Run:
         else:
             self._skip()
         self.index += 1
-        return {"loss": loss, **outcome.metrics}
+        shown = {"loss": loss, **outcome.metrics}
+        return shown | {"skipped": float(self.skipped)} if self.skipped else shown
 
     def _descend(self) -> None:
         for group in self._adam.param_groups:

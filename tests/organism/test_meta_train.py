@@ -154,7 +154,7 @@ def test_a_step_that_is_not_finite_is_skipped() -> None:
     for _ in range(2):
         run.outer_step()
     before = run.genome.theta
-    run.outer_step()
+    assert run.outer_step()["skipped"] == 1
     assert all(torch.equal(before[name], run.genome.theta[name]) for name in before)
     run.outer_step()
     assert not torch.equal(before["readout"], run.genome.theta["readout"])
