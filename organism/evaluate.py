@@ -7,7 +7,6 @@ before it is learned. Owns the labels and the figures; trains nothing.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from torch import Tensor
 from organism.auroc import auroc
 from organism.chunking import split_lines
 from organism.encoder import encode
+from organism.figures import to_json
 from organism.genome import Genome, GenomeError, load
 from organism.lifetime import live
 from organism.tasks.streams import damage
@@ -152,8 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _EXIT_USAGE
     figures = asdict(result)
     if options.json:
-        # JSON has no NaN: a figure that one class alone cannot give is null.
-        print(json.dumps({k: None if v != v else v for k, v in figures.items()}))
+        print(to_json(figures))
         return 0
     table = Table(title=f"{options.genome.name} on {options.lines.name}")
     table.add_column("figure")

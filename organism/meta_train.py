@@ -7,7 +7,6 @@ guard against numbers that are not finite; knows nothing of what a task is about
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import signal
@@ -32,6 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from organism import tensorfile
+from organism.figures import to_json
 from organism.genome import (
     MAX_MEMORY_MIXING,
     Genome,
@@ -59,7 +59,13 @@ _STEPS_BETWEEN_COPIES = 10
 _ROLLBACKS_BEFORE_FAILURE = 5
 _CHECKPOINT_SUFFIX = ".training"
 _WITH_RESUME = {
-    *("--resume", "--out", "--json", "--progress", "--checkpoint-steps", "--device", "--threads"),
+    "--checkpoint-steps",
+    "--device",
+    "--json",
+    "--out",
+    "--progress",
+    "--resume",
+    "--threads",
 }
 _EXIT_FAILED = 1
 _EXIT_USAGE = 2
@@ -367,7 +373,7 @@ def _progress(command: Command, run: Run) -> Iterator[Callable[[int, Metrics], N
     if command.progress == "json":
 
         def report_json(index: int, metrics: Metrics) -> None:
-            print(_json({"step": index, "steps": total, **metrics}), file=sys.stderr, flush=True)
+            print(to_json({"step": index, "steps": total, **metrics}), file=sys.stderr, flush=True)
 
         yield report_json
         return
@@ -456,15 +462,10 @@ def _finish(command: Command, run: Run, out: Path | None, seconds: float) -> Non
         **scores,
     }
     if command.json_:
-        print(_json(summary))
+        print(to_json(summary))
         return
     for name, value in summary.items():
         print(f"{name:32} {value:.4f}" if isinstance(value, float) else f"{name:32} {value}")
-
-
-def _json(figures: dict[str, Any]) -> str:
-    """One JSON object; what is not a number is null, for JSON has no NaN."""
-    return json.dumps({k: None if v != v else v for k, v in figures.items()}, allow_nan=False)
 
 
 def _replace(path: Path, blob: bytes) -> None:

@@ -1,7 +1,7 @@
 """The engine: sole owner of the live cortex, on one learner thread.
 
 Messages are learned in the order they were submitted, chunk by chunk; reads of the cortex are
-answered between chunks. Everything else asks through ``submit``, ``recall``, ``status``, ``swap``
+answered between chunks. Everything else asks through ``submit``, ``recall``, ``life``, ``swap``
 and ``stop``. Knows nothing of HTTP.
 """
 
@@ -226,9 +226,8 @@ class Engine:
         def run() -> None:
             try:
                 result = work()
-            except (
-                Exception
-            ) as error:  # the learner's edge: whoever asked gets it, the thread lives on
+            # The learner's edge: whoever asked gets the fault, the thread lives on.
+            except Exception as error:
                 future.set_exception(error)
             else:
                 future.set_result(result)

@@ -169,26 +169,19 @@ class Retrainer:
         self, job_id: str, request: RetrainRequest, running: Path, candidate: Path
     ) -> dict[str, Any]:
         """Run the child to its end; its progress goes to the job, its last line is the verdict."""
+        options = {
+            "preset": "daemon",
+            "progress": "json",
+            "outer-steps": request.outer_steps,
+            "seed": request.seed,
+            "threads": request.threads,
+            "initial-genome": running,
+            "out": candidate,
+        }
+        command = [sys.executable, "-m", "organism.meta_train", "--json"]
         child = await asyncio.create_subprocess_exec(
-            *(
-                sys.executable,
-                "-m",
-                "organism.meta_train",
-                "--preset",
-                "daemon",
-                "--json",
-                "--progress",
-                "json",
-            ),
-            *("--outer-steps", str(request.outer_steps), "--seed", str(request.seed)),
-            *(
-                "--threads",
-                str(request.threads),
-                "--initial-genome",
-                str(running),
-                "--out",
-                str(candidate),
-            ),
+            *command,
+            *(f"--{name}={value}" for name, value in options.items()),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

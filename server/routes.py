@@ -39,7 +39,32 @@ def make_router(
 ) -> APIRouter:
     """Build the routes around one engine."""
     router = APIRouter()
+    _add_ingest(router, settings, engine)
+    _add_recall(router, settings, engine, metrics)
+    _add_status(router, engine)
+    _add_retraining(router, engine, retrainer)
+    _add_operation(router, engine, metrics)
+    return router
 
+
+def _add_ingest(router: APIRouter, settings: ServerSettings, engine: Engine) -> None:
+    @router.post(
+        "/ingest",
+        response_model=wire.IngestReply,
+        responses=_refusals(400, 401, 409, 413, 415, 503),
+        openapi_extra=_bytes_body("data", "bytes of the stream"),
+        summary="Learn from a message",
+    )
+    async def ingest(request: Request) -> Response:
+        upload_offset = _upload_offset(request)
+        message = await wire.read_bytes(request, "message", "data", settings.body_limit_bytes)
+        receipt = await asyncio.wrap_future(engine.submit(message, upload_offset))
+        return wire.render(request, wire.IngestReply(**vars(receipt)))
+
+
+def _add_recall(
+    router: APIRouter, settings: ServerSettings, engine: Engine, metrics: Metrics
+) -> None:
     async def answer(request: Request, cue: bytes) -> Response:
         reading, found = await asyncio.gather(
             asyncio.wrap_future(engine.recall(cue)),
@@ -66,31 +91,6 @@ def make_router(
         )
         return wire.render(request, reply)
 
-    def as_chunk(cue: bytes) -> bytes:
-        """A cue is one chunk, no longer than any; where chunks are lines, without its line end."""
-        if settings.chunking == "lines":
-            cue = cue.removesuffix(b"\n").removesuffix(b"\r")
-            if b"\n" in cue:
-                raise errors.malformed("a cue is one line, this has several: ask about each")
-        if not cue:
-            raise errors.empty_body("cue")
-        if len(cue) > settings.chunk_bytes:
-            raise errors.too_large("cue", settings.chunk_bytes)
-        return cue
-
-    @router.post(
-        "/ingest",
-        response_model=wire.IngestReply,
-        responses=_refusals(400, 401, 409, 413, 415, 503),
-        openapi_extra=_bytes_body("data", "bytes of the stream"),
-        summary="Learn from a message",
-    )
-    async def ingest(request: Request) -> Response:
-        upload_offset = _upload_offset(request)
-        message = await wire.read_bytes(request, "message", "data", settings.body_limit_bytes)
-        receipt = await asyncio.wrap_future(engine.submit(message, upload_offset))
-        return wire.render(request, wire.IngestReply(**vars(receipt)))
-
     @router.post(
         "/recall",
         response_model=wire.RecallReply,
@@ -101,7 +101,7 @@ def make_router(
     async def recall_posted(request: Request) -> Response:
         # Room for the line end that ``as_chunk`` drops.
         cue = await wire.read_bytes(request, "cue", "cue", settings.chunk_bytes + 2)
-        return await answer(request, as_chunk(cue))
+        return await answer(request, _as_chunk(settings, cue))
 
     @router.get(
         "/recall",
@@ -115,8 +115,10 @@ def make_router(
         summary="Ask about a short cue",
     )
     async def recall_queried(request: Request) -> Response:
-        return await answer(request, as_chunk(wire.query_bytes(request, "cue")))
+        return await answer(request, _as_chunk(settings, wire.query_bytes(request, "cue")))
 
+
+def _add_status(router: APIRouter, engine: Engine) -> None:
     @router.get("/status", response_model=wire.StatusReply, responses=_refusals(401))
     async def status(request: Request) -> Response:
         life = engine.life
@@ -144,6 +146,8 @@ def make_router(
         )
         return wire.render(request, reply)
 
+
+def _add_retraining(router: APIRouter, engine: Engine, retrainer: Retrainer) -> None:
     @router.post(
         "/retrain",
         status_code=202,
@@ -165,6 +169,8 @@ def make_router(
     async def job(request: Request, job_id: str) -> Response:
         return wire.render(request, retrainer.job(job_id))
 
+
+def _add_operation(router: APIRouter, engine: Engine, metrics: Metrics) -> None:
     @router.get("/metrics", responses=_refusals(401), summary="Prometheus series")
     async def prometheus() -> Response:
         return Response(metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -179,7 +185,18 @@ def make_router(
             raise errors.not_ready()
         return {"status": "ready"}
 
-    return router
+
+def _as_chunk(settings: ServerSettings, cue: bytes) -> bytes:
+    """A cue is one chunk, no longer than any; where chunks are lines, without its line end."""
+    if settings.chunking == "lines":
+        cue = cue.removesuffix(b"\n").removesuffix(b"\r")
+        if b"\n" in cue:
+            raise errors.malformed("a cue is one line, this has several: ask about each")
+    if not cue:
+        raise errors.empty_body("cue")
+    if len(cue) > settings.chunk_bytes:
+        raise errors.too_large("cue", settings.chunk_bytes)
+    return cue
 
 
 def _upload_offset(request: Request) -> int | None:

@@ -13,6 +13,7 @@ LAYERS = [
     "organism.config",
     "organism.chunking",
     "organism.auroc",
+    "organism.figures",
     "organism.tensorfile",
     "organism.encoder",
     "organism.rules",
