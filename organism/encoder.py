@@ -7,43 +7,43 @@ encoding it by itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from organism.chunking import Bytes, Spans
 from organism.config import EncoderConfig
+from organism.jit import F32, kernel
 
 # Odd 64-bit constants of Steele, Lea & Flood, "Fast splittable pseudorandom number generators"
 # (OOPSLA 2014): their finaliser spreads near-equal n-grams over all buckets.
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+_NORM_FLOOR = np.float32(1e-12)
 
 
 @lru_cache(maxsize=8)
-@torch.inference_mode(False)  # shared with training too
-def embedding_table(config: EncoderConfig, width: int) -> Tensor:
+def embedding_table(config: EncoderConfig, width: int) -> F32:
     """Draw the frozen table E of the encoder, unit-variance Gaussian rows [D26 §4.1].
 
     NumPy's legacy ``RandomState`` is used because its stream is frozen for good (NEP 19): the
     same seed gives the same table on every later version.
 
     Returns:
-        float32 of shape ``(buckets, width)``; shared, never to be written to.
+        ``(buckets, width)``; shared, read-only.
     """
     draws = np.random.RandomState(config.seed).standard_normal((config.buckets, width))
-    return torch.from_numpy(draws.astype(np.float32))
+    table = draws.astype(np.float32)
+    table.flags.writeable = False
+    return table
 
 
 def encode(chunks: Sequence[bytes], config: EncoderConfig, width: int) -> Tensor:
-    """Encode chunks as the sum over orders of the mean of their n-grams' rows, e_t of [D26 §4.1].
-
-    With ``distinct`` a chunk's repeated n-grams count once; with ``unit_norm`` each order's mean
-    is scaled to length 1 before the sum. A chunk shorter than an order contributes itself, whole,
-    as its only n-gram of that order.
+    """Encode chunks; see ``encode_spans``.
 
     Args:
         chunks: non-empty byte strings of any length.
@@ -56,55 +56,89 @@ def encode(chunks: Sequence[bytes], config: EncoderConfig, width: int) -> Tensor
     Raises:
         ValueError: a chunk is empty.
     """
-    lengths = np.fromiter((len(chunk) for chunk in chunks), np.int64, len(chunks))
-    if not lengths.all():
-        position = int(np.flatnonzero(lengths == 0)[0])
-        raise ValueError(f"chunk {position} is empty: a chunk needs at least one byte")
-    table = embedding_table(config, width)
-    if not len(lengths):
-        return torch.zeros(0, width)
-    data = np.frombuffer(b"".join(chunks), np.uint8)
-    pooled = torch.stack([_pool(data, lengths, n, config, table) for n in config.orders])
-    if config.unit_norm:
-        pooled = torch.nn.functional.normalize(pooled, dim=2)
-    return pooled.sum(0)
+    ends = np.cumsum([len(chunk) for chunk in chunks], dtype=np.int64)
+    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])[: len(ends)]
+    spans = np.stack([starts, ends], axis=1)
+    return torch.from_numpy(encode_spans(b"".join(chunks), spans, config, width))
 
 
+def encode_spans(data: bytes, spans: Spans, config: EncoderConfig, width: int) -> F32:
+    """Encode chunks of a message as the sum over orders of their n-grams' mean row [D26 §4.1].
+
+    With ``distinct`` a chunk's repeated n-grams count once; with ``unit_norm`` each order's mean
+    is scaled to length 1 before the sum. A chunk shorter than an order contributes itself, whole,
+    as its only n-gram of that order.
+
+    Args:
+        data: the message.
+        spans: where each chunk starts and ends in it, ``(chunks, 2)``.
+        config: n-gram orders, bucket count and seed.
+        width: d_in, the length of a vector.
+
+    Returns:
+        ``(chunks, width)``.
+
+    Raises:
+        ValueError: a chunk is empty.
+    """
+    empty = np.flatnonzero(spans[:, 0] >= spans[:, 1])
+    if len(empty):
+        raise ValueError(f"chunk {empty[0]} is empty: a chunk needs at least one byte")
+    table, raw = embedding_table(config, width), config.orders == (1,)
+    vectors = np.zeros((len(spans), width), np.float32)
+    message = np.frombuffer(data, np.uint8)
+    for order in config.orders:
+        _pool(message, spans, order, raw, config.distinct, config.unit_norm, table, vectors)
+    return vectors
+
+
+@kernel()
 def _pool(
-    data: npt.NDArray[np.uint8],
-    lengths: npt.NDArray[np.int64],
+    data: Bytes,
+    spans: Spans,
     order: int,
-    config: EncoderConfig,
-    table: Tensor,
-) -> Tensor:
-    grams = np.maximum(lengths - order + 1, 1)
-    chunk = np.repeat(np.arange(len(lengths)), grams)
-    chunk_starts = np.cumsum(lengths) - lengths
-    starts = np.arange(grams.sum()) + (chunk_starts - np.cumsum(grams) + grams)[chunk]
-    if config.orders == (1,):
-        buckets = data.astype(np.int64)
-    else:
-        buckets = _hash(data, starts, np.minimum(lengths, order)[chunk], order) % config.buckets
-    if config.distinct:
-        chunk, buckets = np.divmod(np.unique(chunk * config.buckets + buckets), config.buckets)
-    bags = np.searchsorted(chunk, np.arange(len(lengths)))
-    return torch.nn.functional.embedding_bag(
-        torch.from_numpy(buckets), table, torch.from_numpy(bags), mode="mean"
-    )
+    raw: bool,
+    distinct: bool,
+    unit_norm: bool,
+    table: F32,
+    vectors: F32,
+) -> None:
+    """Add the mean row of each chunk's n-grams of one order to its vector."""
+    buckets, width = table.shape
+    seen_in = np.full(buckets if distinct else 0, -1, np.int32)
+    total = np.empty(width, np.float32)
+    for c in range(spans.shape[0]):
+        start, end = spans[c, 0], spans[c, 1]
+        count = 0
+        for j in range(width):
+            total[j] = 0
+        for i in range(start, max(end - order, start) + 1):
+            bucket = np.int64(data[i])
+            if not raw:
+                bucket = np.int64(gram_hash(data, i, min(order, end - i)) % np.uint64(buckets))
+            if distinct:
+                if seen_in[bucket] == c:
+                    continue
+                seen_in[bucket] = c
+            count += 1
+            for j in range(width):
+                total[j] += table[bucket, j]
+        factor = np.float32(1) / np.float32(count)
+        if unit_norm:
+            square = np.float32(0)
+            for j in range(width):
+                square += total[j] * total[j]
+            factor = np.float32(1) / max(np.float32(math.sqrt(square)), _NORM_FLOOR)
+        for j in range(width):
+            vectors[c, j] += factor * total[j]
 
 
-def _hash(
-    data: npt.NDArray[np.uint8],
-    starts: npt.NDArray[np.int64],
-    span: npt.NDArray[np.int64],
-    order: int,
-) -> npt.NDArray[np.int64]:
-    r"""Hash the ``span`` bytes from each start; the span is hashed too, so "a" is not "a\0"."""
-    padded = np.concatenate([data, np.zeros(order, np.uint8)]).astype(np.uint64)
-    key = span.astype(np.uint64) << np.uint64(32)
-    for i in range(order):
-        byte = np.where(i < span, padded[starts + i], np.uint64(0))
-        key |= byte << np.uint64(8 * i)
+@kernel()
+def gram_hash(data: Bytes, start: int, span: int) -> np.uint64:
+    r"""Hash ``span`` bytes, at most 4, to 63 bits; the span too, so "a" is not "a\0"."""
+    key = np.uint64(span) << np.uint64(32)
+    for i in range(span):
+        key |= np.uint64(data[start + i]) << np.uint64(8 * i)
     key = (key ^ (key >> np.uint64(30))) * _MIX_1
     key = (key ^ (key >> np.uint64(27))) * _MIX_2
-    return ((key ^ (key >> np.uint64(31))) >> np.uint64(1)).astype(np.int64)
+    return np.uint64((key ^ (key >> np.uint64(31))) >> np.uint64(1))

@@ -6,11 +6,12 @@ Owns the passing of time; knows nothing of losses or of where the chunks come fr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from organism import fused
 from organism.cortex import CortexState, newborn, step
 from organism.genome import Genome
 
@@ -54,6 +55,9 @@ def live(
     if len(ratios) != steps:
         raise ValueError(f"{len(ratios)} teacher ratios for {steps} steps: give one a step")
     state = newborn(genome, batch) if state is None else state
+    constants = (inputs, target, *(getattr(state, f.name) for f in fields(CortexState)))
+    if fused.fusable(tuple(genome.theta.values()), constants):
+        return Lifetime(*fused.live(genome, inputs, state, target, ratios))
     entropy, logit = [], []
     for e, ratio in zip(inputs, ratios, strict=True):
         state, reading = step(genome, state, e, target, ratio)

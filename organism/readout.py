@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 # Deviations this small are silence: their ratio is 1, not noise over noise.
-_DEVIATION_FLOOR = 1e-4
-_LEAST_SHARE = 0.05
+DEVIATION_FLOOR = 1e-4
+LEAST_SHARE = 0.05
 
 
 def deviation(h: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def log_response(entropy: Tensor, innate_entropy: Tensor) -> Tensor:
         entropy: std(h), ``(batch,)``.
         innate_entropy: std(h₀), ``(batch,)``.
     """
-    return torch.log((entropy + _DEVIATION_FLOOR) / (innate_entropy + _DEVIATION_FLOOR))
+    return torch.log((entropy + DEVIATION_FLOOR) / (innate_entropy + DEVIATION_FLOOR))
 
 
 def logit(weights: Tensor, response: Tensor, level: Tensor) -> Tensor:
@@ -74,5 +74,5 @@ def next_level(level: Tensor, response: Tensor, familiarity: Tensor, rate: float
         familiarity: ``(batch,)``, in (0, 1).
         rate: of a chunk that is certainly novel.
     """
-    share = (1 - familiarity).clamp_min(_LEAST_SHARE)
+    share = (1 - familiarity).clamp_min(LEAST_SHARE)
     return level + rate * share * (response - level)

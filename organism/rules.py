@@ -212,7 +212,7 @@ def scaled_delta(
     Shapes as in ``Rule.__call__``; ``beta`` is ``(batch,)``, the gain that pre was scaled by.
     """
     if rule_config.scaling == "sqrt_d":
-        length = _normalised_length(cortex.normalisation, cortex.d_in, cortex.d_hidden)
+        length = normalised_length(cortex.normalisation, cortex.d_in, cortex.d_hidden)
         w_factor: float | Tensor = math.sqrt(length)
         activity_factor = math.sqrt(cortex.d_in) / beta.unsqueeze(1)
         pre, post, w = pre * activity_factor, post * activity_factor, w * w_factor
@@ -230,7 +230,7 @@ def _rms(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     return x.square().mean(dims, keepdim=True).clamp_min(_RMS_FLOOR).sqrt()
 
 
-def _normalised_length(normalisation: Normalisation, d_in: int, d_hidden: int) -> int:
+def normalised_length(normalisation: Normalisation, d_in: int, d_hidden: int) -> int:
     """Count of the weights that share one unit norm; without normalisation, a column's fan-in."""
     return {"row": d_hidden, "column": d_in, "frobenius": d_in * d_hidden, "none": d_in}[
         normalisation

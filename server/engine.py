@@ -1,8 +1,8 @@
 """The engine: sole owner of the live cortex, on one learner thread.
 
-Messages are learned in the order they were submitted, chunk by chunk; reads of the cortex are
-answered between chunks. Everything else asks through ``submit``, ``recall``, ``life``, ``swap``
-and ``stop``. Knows nothing of HTTP.
+Messages are learned in the order they were submitted, chunk by chunk; those that wait together
+are learned and answered together. Reads of the cortex are answered between chunks. Everything
+else asks through ``submit``, ``recall``, ``life``, ``swap`` and ``stop``. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from itertools import accumulate
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 
 from organism import tensorfile
-from organism.chunking import chunk_message
-from organism.cortex import CortexState, newborn, plasticity_rate, recall, step
-from organism.encoder import encode
+from organism.chunking import Spans, chunk_spans
+from organism.cortex import CortexState, newborn, plasticity_rate
+from organism.encoder import encode_spans
 from organism.genome import Genome, GenomeError, compatible, from_bytes, to_bytes
+from organism.jit import F32
+from organism.living import LivingCortex, Trace
 from server import errors
-from server.episodes import Episode, Episodes
+from server.episodes import Episodes
 from server.metrics import Metrics
 from server.settings import ServerSettings
 from server.storage.snapshot import StateDir, StateDirError
@@ -32,8 +36,10 @@ from server.storage.snapshot import StateDir, StateDirError
 SNAPSHOT_SCHEMA = 1
 
 _KIND = "snapshot"
-# Bounds the memory that a large message's n-grams take.
-_ENCODED_AT_ONCE = 512
+# Messages are learned and answered together up to about so many bytes; a longer one by itself.
+_BATCH_BYTES = 1 << 16
+# Chunks learned between two looks at the reads: the delay that they can meet, about a millisecond.
+_BLOCK_CHUNKS = 64
 
 _log = logging.getLogger("organism.engine")
 _T = TypeVar("_T")
@@ -65,6 +71,12 @@ class Life:
         return float(self.cortex.beta)
 
     @property
+    def plasticity_rate(self) -> float:
+        """α of the last chunk; α₀ before the first."""
+        entropy = torch.tensor([self.entropy or 0.0])
+        return float(plasticity_rate(self.genome, entropy))
+
+    @property
     def state_sha256(self) -> str:
         """Checksum of cortex (calibration included) and offset, never of time."""
         return hashlib.sha256(
@@ -72,8 +84,7 @@ class Life:
         ).hexdigest()
 
 
-@dataclass(frozen=True)
-class Receipt:
+class Receipt(NamedTuple):
     """What became of a message; means are over its chunks, before each was learned."""
 
     offset: int
@@ -93,6 +104,14 @@ class CueReading:
     offset: int
 
 
+class _Message(NamedTuple):
+    """A message that waits."""
+
+    data: bytes
+    upload_offset: int | None
+    receipt: Future[Receipt]
+
+
 class SwapRefused(ValueError):
     """A genome that cannot take over the living cortex."""
 
@@ -108,13 +127,13 @@ class Engine:
         self._birth_genome = birth_genome
         self.episodes = Episodes(settings.episode_chunks, settings.episode_bytes)
         self._condition = threading.Condition()
-        self._messages: deque[Callable[[], None]] = deque()
+        self._messages: deque[_Message | Callable[[], None]] = deque()
         self._reads: deque[Callable[[], None]] = deque()
         self._queued_bytes = 0
         self._running = False
         self._thread = threading.Thread(target=self._run, name="learner")
         self._life: Life
-        self._cortex: CortexState  # ahead of the life's own while a message is being learned
+        self._cortex: LivingCortex  # ahead of the life's own while messages are being learned
 
     @property
     def ready(self) -> bool:
@@ -146,8 +165,9 @@ class Engine:
         except BaseException:
             self._state_dir.close()
             raise
-        self._cortex = self._life.cortex
-        self._show(self._life)
+        self._cortex = LivingCortex(self._life.genome, self._life.cortex)
+        self._warm_up()
+        self._metrics.follow(lambda: self._life, lambda: self._queued_bytes)
         self._running = True
         self._thread.start()
 
@@ -165,23 +185,28 @@ class Engine:
         Raises:
             Problem: the engine is stopping, or too many bytes wait.
         """
-        size = len(message)
+        future: Future[Receipt] = Future()
         with self._condition:
-            if self._running and self._queued_bytes + size > self._settings.queue_limit_bytes:
+            if not self._running:
+                raise errors.not_ready()
+            if self._queued_bytes + len(message) > self._settings.queue_limit_bytes:
                 raise errors.overloaded()
-            future = self._enqueue(self._messages, lambda: self._learn(message, upload_offset))
-            self._queued_bytes += size
-            self._metrics.ingest_queue_bytes.set(self._queued_bytes)
-        future.add_done_callback(lambda _: self._dequeued(size))
+            # What is taken is done: a client that leaves cannot call it back.
+            future.set_running_or_notify_cancel()
+            self._messages.append(_Message(message, upload_offset, future))
+            self._queued_bytes += len(message)
+            self._condition.notify()
         return future
 
     def recall(self, cue: bytes) -> Future[CueReading]:
-        """Ask the cortex about a cue of at least one byte, between two chunks. Changes nothing."""
+        """Ask the cortex about a cue of at least one byte. Changes nothing.
+
+        Answered between two chunks, after at most a block of them.
+        """
 
         def read() -> CueReading:
-            genome = self._life.genome
-            reading = recall(genome, self._cortex, self._encode(genome, [cue]))
-            return CueReading(float(reading.familiarity), float(reading.entropy), self._life.offset)
+            (e,) = self._encode(cue, np.array([[0, len(cue)]]))
+            return CueReading(*self._cortex.recall(e), self._life.offset)
 
         with self._condition:
             return self._enqueue(self._reads, read)
@@ -215,12 +240,11 @@ class Engine:
             "stopped at offset %d after %d chunks", self._life.offset, int(self._life.cortex.steps)
         )
 
-    def _enqueue(self, queue: deque[Callable[[], None]], work: Callable[[], _T]) -> Future[_T]:
+    def _enqueue(self, queue: deque[Any], work: Callable[[], _T]) -> Future[_T]:
         """Queue work for the learner; the caller holds the condition."""
         if not self._running:
             raise errors.not_ready()
         future: Future[_T] = Future()
-        # What is taken is done: a client that leaves cannot call it back.
         future.set_running_or_notify_cancel()
 
         def run() -> None:
@@ -236,11 +260,6 @@ class Engine:
         self._condition.notify()
         return future
 
-    def _dequeued(self, size: int) -> None:
-        with self._condition:
-            self._queued_bytes -= size
-            self._metrics.ingest_queue_bytes.set(self._queued_bytes)
-
     @torch.inference_mode()
     def _run(self) -> None:
         while True:
@@ -249,62 +268,95 @@ class Engine:
                     self._condition.wait()
                 if not self._messages and not self._reads:
                     return
-                message = self._messages.popleft() if self._messages else None
+                work = self._next()
             self._answer_reads()
-            if message:
-                message()
+            if callable(work):
+                work()
+            elif work:
+                self._learn(work)
+
+    def _next(self) -> list[_Message] | Callable[[], None]:
+        """Take a batch of messages, or one other piece of work; the caller holds the condition."""
+        batch: list[_Message] = []
+        size = 0
+        while self._messages and (not batch or size < _BATCH_BYTES):
+            first = self._messages[0]
+            if not isinstance(first, _Message):
+                if not batch:
+                    self._messages.popleft()
+                    return first
+                break
+            batch.append(first)
+            size += len(first.data)
+            self._messages.popleft()
+        return batch
 
     def _answer_reads(self) -> None:
         while self._reads:
             self._reads.popleft()()
 
-    def _learn(self, message: bytes, upload_offset: int | None) -> Receipt:
-        before = self._life
-        digest = hashlib.sha256(message).hexdigest()
-        if upload_offset is not None and upload_offset != before.offset:
-            if before.last_message == (upload_offset, digest):
-                return Receipt(before.offset, 0, None, None, before.beta, duplicate=True)
-            raise errors.offset_mismatch(upload_offset, before.offset)
-        chunks = chunk_message(message, self._settings.chunking, self._settings.chunk_bytes)
+    def _learn(self, batch: list[_Message]) -> None:
+        """Learn messages in their order, then answer them all."""
+        answers: list[Receipt | Exception]
         try:
-            entropies, familiarities = self._live([chunk for _, chunk in chunks])
-            self.episodes.add([Episode(chunk, before.offset + start) for start, chunk in chunks])
-        except Exception:
-            self._cortex = before.cortex
-            raise
+            answers = self._answers(batch)
+        # The learner's edge, as above. Nothing of the batch has been learned.
+        except Exception as error:
+            self._cortex.restore(self._life.cortex)
+            answers = [error] * len(batch)
+        with self._condition:
+            self._queued_bytes -= sum(len(message.data) for message in batch)
+        for message, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, Exception):
+                message.receipt.set_exception(answer)
+            else:
+                message.receipt.set_result(answer)
+
+    def _answers(self, batch: list[_Message]) -> list[Receipt | Exception]:
+        life = self._life
+        offset, last = life.offset, life.last_message
+        taken: list[_Message] = []
+        refused: dict[int, Receipt | Exception] = {}
+        for i, message in enumerate(batch):
+            claimed = message.upload_offset
+            digest = hashlib.sha256(message.data).hexdigest()
+            if claimed is None or claimed == offset:
+                last = (offset, digest)
+                offset += len(message.data)
+                taken.append(message)
+            elif last == (claimed, digest):
+                refused[i] = Receipt(offset, 0, None, None, life.beta, duplicate=True)
+            else:
+                refused[i] = errors.offset_mismatch(claimed, offset)
+        receipts = iter(self._receipts(taken, last) if taken else [])
+        return [refused[i] if i in refused else next(receipts) for i in range(len(batch))]
+
+    def _receipts(self, taken: list[_Message], last: tuple[int, str] | None) -> list[Receipt]:
+        """Learn messages and write the life they leave."""
+        before = self._life
+        data = b"".join([message.data for message in taken])
+        ends = list(accumulate(len(message.data) for message in taken))
+        spans = chunk_spans(data, self._settings.chunking, self._settings.chunk_bytes, ends)
+        trace = self._live(data, spans)
+        self.episodes.add(data, spans, before.offset + spans[:, 0])
         self._life = replace(
             before,
-            cortex=self._cortex,
-            offset=before.offset + len(message),
-            entropy=entropies[-1] if entropies else before.entropy,
-            last_message=(before.offset, digest),
+            cortex=self._cortex.state(),
+            offset=before.offset + len(data),
+            entropy=float(trace.entropy[-1]) if len(spans) else before.entropy,
+            last_message=last,
         )
-        self._metrics.ingest_bytes.inc(len(message))
-        self._metrics.ingest_chunks.inc(len(chunks))
-        for familiarity in familiarities:
-            self._metrics.familiarity.observe(familiarity)
-        self._show(self._life)
-        return Receipt(
-            self._life.offset,
-            len(chunks),
-            _mean(entropies),
-            _mean(familiarities),
-            self._life.beta,
-            duplicate=False,
-        )
+        self._metrics.lived(len(data), trace.familiarity)
+        return _receipts(before, trace, np.searchsorted(spans[:, 0], ends).tolist(), ends)
 
-    def _live(self, chunks: list[bytes]) -> tuple[list[float], list[float]]:
-        """Learn chunks in order; return H and familiarity of each, before it was learned."""
-        genome = self._life.genome
-        entropies: list[float] = []
-        familiarities: list[float] = []
-        for first in range(0, len(chunks), _ENCODED_AT_ONCE):
-            for e in self._encode(genome, chunks[first : first + _ENCODED_AT_ONCE]):
-                self._cortex, reading = step(genome, self._cortex, e.unsqueeze(0))
-                entropies.append(float(reading.entropy))
-                familiarities.append(float(reading.familiarity))
-                self._answer_reads()
-        return entropies, familiarities
+    def _live(self, data: bytes, spans: Spans) -> Trace:
+        """Learn chunks in order, a block at a time; reads are answered between blocks."""
+        traces = []
+        for first in range(0, len(spans), _BLOCK_CHUNKS):
+            vectors = self._encode(data, spans[first : first + _BLOCK_CHUNKS])
+            traces.append(self._cortex.learn(vectors))
+            self._answer_reads()
+        return Trace.joined(traces)
 
     def _swap(self, genome: Genome) -> Life:
         if not compatible(self._life.genome, genome):
@@ -313,19 +365,21 @@ class Engine:
                 "train it from the running genome"
             )
         self._life = replace(self._life, genome=genome, generation=self._life.generation + 1)
+        self._cortex.genome = genome
         return self._life
 
-    def _show(self, life: Life) -> None:
-        self._metrics.stream_offset.set(life.offset)
-        self._metrics.metabolic_beta.set(life.beta)
-        entropy = 0.0 if life.entropy is None else life.entropy
-        self._metrics.entropy.set(entropy)
-        self._metrics.plasticity_rate.set(
-            float(plasticity_rate(life.genome, torch.tensor([entropy])))
-        )
+    def _encode(self, data: bytes, spans: Spans) -> F32:
+        config = self._life.genome.config
+        return encode_spans(data, spans, config.encoder, config.cortex.d_in)
 
-    def _encode(self, genome: Genome, chunks: list[bytes]) -> torch.Tensor:
-        return encode(chunks, genome.config.encoder, genome.config.cortex.d_in)
+    def _warm_up(self) -> None:
+        """Compile every kernel, or load it from the cache, before the first message comes."""
+        cortex, cue = LivingCortex(self._life.genome), b"a first line"
+        spans = chunk_spans(cue, "lines", len(cue), [len(cue)])
+        vectors = self._encode(cue, spans)
+        cortex.learn(vectors)
+        cortex.recall(vectors[0])
+        Episodes(1, len(cue)).add(cue, spans, spans[:, 0])
 
     def _born(self) -> Life:
         genome = self._birth_genome()
@@ -335,13 +389,10 @@ class Engine:
     def _woken(self, blob: bytes) -> Life:
         content = tensorfile.unpack(blob, _KIND, SNAPSHOT_SCHEMA)
         meta, tensors = content.meta, content.tensors
+        ends = tensors["episode_ends"].numpy()
+        spans = np.stack([np.concatenate([ends[:0], [0], ends[:-1]])[: len(ends)], ends], axis=1)
         raw = tensors["episodes"].numpy().tobytes()
-        ends = tensors["episode_ends"].tolist()
-        starts = [0, *ends][: len(ends)]
-        offsets = tensors["episode_offsets"].tolist()
-        self.episodes.add(
-            [Episode(raw[a:b], o) for a, b, o in zip(starts, ends, offsets, strict=True)]
-        )
+        self.episodes.add(raw, spans, tensors["episode_offsets"].numpy())
         life = Life(
             genome=from_bytes(meta["genome"]),
             cortex=CortexState.from_bytes(meta["cortex"]),
@@ -374,6 +425,27 @@ class Engine:
             "episode_offsets": torch.tensor([e.offset for e in episodes], dtype=torch.int64),
         }
         return tensorfile.pack(_KIND, SNAPSHOT_SCHEMA, meta, tensors)
+
+
+def _receipts(before: Life, trace: Trace, counts: list[int], ends: list[int]) -> list[Receipt]:
+    """Receipts of messages that end after so many chunks and bytes of a batch."""
+    receipts, first, beta = [], 0, before.beta
+    entropies, familiarities = trace.entropy.tolist(), trace.familiarity.tolist()
+    betas = trace.beta.tolist()
+    for last, end in zip(counts, ends, strict=True):
+        beta = betas[last - 1] if last > first else beta
+        receipts.append(
+            Receipt(
+                before.offset + end,
+                last - first,
+                _mean(entropies[first:last]),
+                _mean(familiarities[first:last]),
+                beta,
+                duplicate=False,
+            )
+        )
+        first = last
+    return receipts
 
 
 def _mean(values: list[float]) -> float | None:

@@ -3,19 +3,69 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
+from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
+    Metric,
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 _TENTHS = tuple(i / 10 for i in range(1, 11))
+
+
+class Observed(Protocol):
+    """The organism as the gauges show it."""
+
+    @property
+    def offset(self) -> int:
+        """Bytes lived."""
+
+    @property
+    def entropy(self) -> float | None:
+        """H of the last chunk."""
+
+    @property
+    def beta(self) -> float:
+        """Metabolic β."""
+
+    @property
+    def plasticity_rate(self) -> float:
+        """α of the last chunk."""
+
+
+class _Familiarity(Collector):
+    """A histogram that takes a batch of values at once."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(len(_TENTHS) + 1, np.int64)
+        self._sum = 0.0
+
+    def observe(self, values: npt.NDArray[np.float32]) -> None:
+        """Count values; a bucket takes what is not above its bound."""
+        found = np.searchsorted(_TENTHS, values)
+        self._counts = self._counts + np.bincount(found, minlength=len(self._counts))
+        self._sum += float(values.sum())
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the series to a scrape."""
+        bounds = [*(str(bound) for bound in _TENTHS), "+Inf"]
+        yield HistogramMetricFamily(
+            "organism_familiarity",
+            "Familiarity of each chunk before learning it, 0 to 1.",
+            list(zip(bounds, np.cumsum(self._counts).tolist(), strict=True)),
+            self._sum,
+        )
 
 
 class Metrics:
@@ -41,12 +91,8 @@ class Metrics:
         self.plasticity_rate = gauge(
             "organism_plasticity_rate", "Entropy-modulated plasticity rate alpha of the last chunk."
         )
-        self.familiarity = Histogram(
-            "organism_familiarity",
-            "Familiarity of each chunk before learning it, 0 to 1.",
-            buckets=_TENTHS,
-            registry=self.registry,
-        )
+        self._familiarity = _Familiarity()
+        self.registry.register(self._familiarity)
         self.recall_error = gauge(
             "organism_recall_error",
             "Normalised edit distance from the last cue to its first match; NaN before any.",
@@ -67,6 +113,20 @@ class Metrics:
             "organism_build_info", "1, labelled by the versions that run.", ["version", "python"]
         )
         build.labels(version("organism"), platform.python_version()).set(1)
+
+    def follow(self, life: Callable[[], Observed], queued_bytes: Callable[[], int]) -> None:
+        """Read the gauges, at each scrape, from where these lead."""
+        self.ingest_queue_bytes.set_function(queued_bytes)
+        self.stream_offset.set_function(lambda: life().offset)
+        self.entropy.set_function(lambda: life().entropy or 0.0)
+        self.metabolic_beta.set_function(lambda: life().beta)
+        self.plasticity_rate.set_function(lambda: life().plasticity_rate)
+
+    def lived(self, size_bytes: int, familiarity: npt.NDArray[np.float32]) -> None:
+        """Count what was learned, and the familiarity of each chunk before it."""
+        self.ingest_bytes.inc(size_bytes)
+        self.ingest_chunks.inc(len(familiarity))
+        self._familiarity.observe(familiarity)
 
     def render(self) -> bytes:
         """Render all series in the text format of Prometheus."""

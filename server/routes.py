@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -12,8 +13,11 @@ from pydantic import ValidationError
 from server import errors, wire
 from server.engine import Engine
 from server.metrics import Metrics
+from server.replies import Replies
 from server.retrain import Job, Retrainer, RetrainRequest
 from server.settings import ServerSettings
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 _RETRAIN_LIMIT_BYTES = 1 << 16
 
@@ -34,40 +38,54 @@ def _bytes_body(key: str, what: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "description": what, "content": content}}
 
 
+def make_ingest(settings: ServerSettings, engine: Engine, replies: Replies) -> Endpoint:
+    """Build the endpoint that learns from a message."""
+
+    async def ingest(request: Request) -> Response:
+        upload_offset = _upload_offset(request)
+        message = await wire.read_bytes(request, "message", "data", settings.body_limit_bytes)
+        receipt = await replies.wait(engine.submit(message, upload_offset))
+        return wire.render(request, wire.IngestReply(**receipt._asdict()))
+
+    return ingest
+
+
 def make_router(
-    settings: ServerSettings, engine: Engine, retrainer: Retrainer, metrics: Metrics
+    settings: ServerSettings,
+    engine: Engine,
+    retrainer: Retrainer,
+    metrics: Metrics,
+    replies: Replies,
+    ingest: Endpoint,
 ) -> APIRouter:
     """Build the routes around one engine."""
     router = APIRouter()
-    _add_ingest(router, settings, engine)
-    _add_recall(router, settings, engine, metrics)
+    router.add_api_route(
+        "/ingest",
+        ingest,
+        methods=["POST"],
+        response_model=wire.IngestReply,
+        responses=_refusals(400, 401, 409, 413, 415, 503),
+        openapi_extra=_bytes_body("data", "bytes of the stream"),
+        summary="Learn from a message",
+    )
+    _add_recall(router, settings, engine, metrics, replies)
     _add_status(router, engine)
     _add_retraining(router, engine, retrainer)
     _add_operation(router, engine, metrics)
     return router
 
 
-def _add_ingest(router: APIRouter, settings: ServerSettings, engine: Engine) -> None:
-    @router.post(
-        "/ingest",
-        response_model=wire.IngestReply,
-        responses=_refusals(400, 401, 409, 413, 415, 503),
-        openapi_extra=_bytes_body("data", "bytes of the stream"),
-        summary="Learn from a message",
-    )
-    async def ingest(request: Request) -> Response:
-        upload_offset = _upload_offset(request)
-        message = await wire.read_bytes(request, "message", "data", settings.body_limit_bytes)
-        receipt = await asyncio.wrap_future(engine.submit(message, upload_offset))
-        return wire.render(request, wire.IngestReply(**vars(receipt)))
-
-
 def _add_recall(
-    router: APIRouter, settings: ServerSettings, engine: Engine, metrics: Metrics
+    router: APIRouter,
+    settings: ServerSettings,
+    engine: Engine,
+    metrics: Metrics,
+    replies: Replies,
 ) -> None:
     async def answer(request: Request, cue: bytes) -> Response:
         reading, found = await asyncio.gather(
-            asyncio.wrap_future(engine.recall(cue)),
+            replies.wait(engine.recall(cue)),
             asyncio.to_thread(engine.episodes.search, cue, settings.matches),
         )
         matches = [

@@ -11,11 +11,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hypothesis import settings
 
 from organism.config import CortexConfig, EncoderConfig, GenomeConfig, RuleConfig
 from organism.genome import Genome, new_genome
 
 torch.set_num_threads(1)
+# A kernel is loaded, or compiled, at its first call: no deadline for it.
+settings.register_profile("kernels", deadline=None)
+settings.load_profile("kernels")
 
 
 def small_config(family: str = "polynomial", **cortex: Any) -> GenomeConfig:

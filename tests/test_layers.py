@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
     "organism.config",
+    "organism.jit",
     "organism.chunking",
     "organism.auroc",
     "organism.figures",
@@ -18,8 +19,12 @@ LAYERS = [
     "organism.encoder",
     "organism.rules",
     "organism.readout",
+    "organism.kernels",
+    "organism.adjoint",
     "organism.genome",
     "organism.cortex",
+    "organism.fused",
+    "organism.living",
     "organism.lifetime",
     "organism.tasks.protocol",
     "organism.tasks.streams",
@@ -35,6 +40,7 @@ LAYERS = [
     "server.storage.snapshot",
     "server.episodes",
     "server.engine",
+    "server.replies",
     "server.retrain",
     "server.routes",
     "server.stream",

@@ -5,7 +5,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from organism.chunking import chunk_message, split_lines
+from organism.chunking import Chunking, chunk_spans, split_lines
+
+
+def chunk_message(message: bytes, chunking: Chunking, size: int) -> list[tuple[int, bytes]]:
+    """The chunks themselves, each with its offset."""
+    return [(a, message[a:b]) for a, b in chunk_spans(message, chunking, size).tolist()]
+
 
 MESSAGES = st.binary(max_size=80) | st.text("ab\r\n", max_size=40).map(str.encode)
 
@@ -13,7 +19,8 @@ MESSAGES = st.binary(max_size=80) | st.text("ab\r\n", max_size=40).map(str.encod
 @given(MESSAGES, st.integers(1, 10))
 def test_chunks_stand_where_they_say(message: bytes, size: int) -> None:
     """Each chunk is the message's bytes at its offset, no longer than the limit, in order."""
-    for chunking in ("lines", "windows"):
+    kinds: tuple[Chunking, ...] = ("lines", "windows")
+    for chunking in kinds:
         chunks = chunk_message(message, chunking, size)
         assert all(message[start : start + len(chunk)] == chunk for start, chunk in chunks)
         assert all(0 < len(chunk) <= size for _, chunk in chunks)

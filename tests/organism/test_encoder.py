@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -32,7 +33,8 @@ def test_bytes_are_the_mean_of_their_rows() -> None:
     """Order 1 is the original's mean-pooled embedding of byte ids."""
     chunk = b"\x00hello\xff"
     rows = embedding_table(BYTES, 16)[list(chunk)]
-    torch.testing.assert_close(encode([chunk], BYTES, 16)[0], rows.mean(0))
+    found = encode([chunk], BYTES, 16)[0].numpy()
+    np.testing.assert_allclose(found, rows.mean(0), rtol=1e-5, atol=1e-6)
 
 
 def test_every_order_is_pooled_apart() -> None:
@@ -91,9 +93,9 @@ def test_no_chunks_give_no_vectors() -> None:
 def test_the_table_is_drawn_from_the_seed() -> None:
     """Equal seeds give equal tables, other seeds others."""
     again = EncoderConfig(orders=(3,), buckets=257)
-    assert torch.equal(embedding_table(TRIGRAMS, 16), embedding_table(again, 16))
+    assert np.array_equal(embedding_table(TRIGRAMS, 16), embedding_table(again, 16))
     other = EncoderConfig(orders=(3,), buckets=257, seed=1)
-    assert not torch.equal(embedding_table(TRIGRAMS, 16), embedding_table(other, 16))
+    assert not np.array_equal(embedding_table(TRIGRAMS, 16), embedding_table(other, 16))
 
 
 @pytest.mark.parametrize(

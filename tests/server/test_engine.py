@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from organism.chunking import chunk_message
-from organism.cortex import step
+from organism.chunking import chunk_spans
 from organism.encoder import encode
 from organism.genome import Genome, new_genome
+from organism.jit import F32
 from organism.lifetime import live
+from organism.living import LivingCortex, Trace
 from server.engine import Engine, SwapRefused
 from server.errors import Problem
 from server.metrics import Metrics
@@ -50,7 +51,7 @@ def test_state_is_a_fold_over_the_messages(tmp_path: Path) -> None:
             running.submit(message).result(timeout=30)
         found = running.life
     genome = small_genome()
-    chunks = [c for m in MESSAGES for _, c in chunk_message(m, "lines", 4096)]
+    chunks = [m[a:b] for m in MESSAGES for a, b in chunk_spans(m, "lines", 4096).tolist()]
     inputs = encode(chunks, genome.config.encoder, genome.config.cortex.d_in)
     with torch.inference_mode():
         lived = live(genome, inputs.unsqueeze(1))
@@ -179,16 +180,17 @@ def test_a_failure_while_learning_changes_nothing(
         before = running.life
         calls = 0
 
-        def failing(*arguments: object) -> object:
+        def failing(self: LivingCortex, vectors: F32) -> Trace:
             nonlocal calls
             calls += 1
             if calls == 2:
                 raise RuntimeError("a fault in the middle")
-            return step(*arguments)  # type: ignore[arg-type]
+            return learn(self, vectors)
 
-        monkeypatch.setattr("server.engine.step", failing)
+        learn = LivingCortex.learn
+        monkeypatch.setattr(LivingCortex, "learn", failing)
         with pytest.raises(RuntimeError, match="in the middle"):
-            running.submit(b"one\ntwo\nthree\n").result(timeout=30)
+            running.submit(b"line\n" * 100).result(timeout=30)
         after = running.life
         assert (after.state_sha256, after.entropy) == (before.state_sha256, before.entropy)
         assert running.submit(b"four\n").result(timeout=30).chunks == 1

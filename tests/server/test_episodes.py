@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,8 +14,18 @@ from server.episodes import Episode, Episodes
 
 def lived(chunks: list[bytes], max_chunks: int = 100, max_bytes: int = 10_000) -> Episodes:
     """A memory of chunks that were lived one after the other, at offsets from 0."""
+    return remembered(
+        [Episode(chunk, offset) for offset, chunk in enumerate(chunks)], max_chunks, max_bytes
+    )
+
+
+def remembered(found: list[Episode], max_chunks: int, max_bytes: int) -> Episodes:
+    """A memory to which these were added in one go."""
     episodes = Episodes(max_chunks, max_bytes)
-    episodes.add([Episode(chunk, offset) for offset, chunk in enumerate(chunks)])
+    ends = np.cumsum([len(e.chunk) for e in found], dtype=np.int64)
+    spans = np.stack([ends - [len(e.chunk) for e in found], ends], axis=1).astype(np.int64)
+    offsets = np.array([e.offset for e in found], np.int64)
+    episodes.add(b"".join(e.chunk for e in found), spans, offsets)
     return episodes
 
 
@@ -43,8 +54,7 @@ def test_the_most_recent_distinct_chunks_are_kept(
 def test_memory_is_restored_by_living_it_again(chunks: list[bytes]) -> None:
     """What ``all`` gives, added to an empty memory, is the same memory."""
     episodes = lived(chunks)
-    again = Episodes(100, 10_000)
-    again.add(episodes.all())
+    again = remembered(episodes.all(), 100, 10_000)
     assert again.all() == episodes.all()
     assert again.search(chunks[0], 5) == episodes.search(chunks[0], 5)
 

@@ -1,0 +1,644 @@
+"""The vector-Jacobian product of a lifetime of ``organism.kernels``: reverse mode, recomputed.
+
+A lifetime keeps its state once a segment. Going back, each segment is lived again, this time with
+W and a few vectors kept at every step; what a rule computes within a step is never kept but
+computed anew. With segments of √steps, memory grows with √steps, and the whole costs one forward
+pass more (Griewank & Walther, "Algorithm 799: Revolve", 2000, discusses better schedules; this
+one is enough here).
+
+θ gets the gradient; inputs, targets and the first state are constants of meta-training and get
+none. β is a piecewise constant function of θ, so that no gradient passes through it, as in
+``organism.cortex``. Sums over synapses are in float32 a row, in float64 over rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from organism.jit import F32, Number, borrowed, kernel
+from organism.kernels import (
+    B2,
+    BIAS,
+    C0,
+    C1,
+    C2,
+    COLUMN,
+    FROBENIUS,
+    LEVEL,
+    LOG_ALPHA,
+    LOG_RECOVERY,
+    NONE,
+    OUT_WEIGHT,
+    POST_WEIGHT,
+    PRE_WEIGHT,
+    READOUT,
+    RMS,
+    ROW,
+    W_WEIGHT,
+    Constants,
+    Scratch,
+    State,
+    Tape,
+    Theta,
+    activity_of,
+    borrowed_state,
+    borrowed_tape,
+    borrowed_theta,
+    clamped,
+    copy,
+    copy_matrix,
+    dot,
+    fill,
+    is_bilinear,
+    laid_out,
+    logit_of,
+    mean_of,
+    mlp_columns,
+    polynomial_columns,
+    rate_of,
+    response_of,
+    row_field,
+    row_of,
+    scales_of,
+    settle,
+    sigmoid,
+    step,
+)
+from organism.readout import DEVIATION_FLOOR, LEAST_SHARE
+
+_0: Number = np.float32(0)
+_1: Number = np.float32(1)
+_2: Number = np.float32(2)
+_FLOOR = np.float32(DEVIATION_FLOOR)
+_SHARE = np.float32(LEAST_SHARE)
+_UNIT_RMS_CEILING = np.float32(1e6)  # 1 / √(floor of the mean square): no gradient beyond it
+
+
+@kernel()
+def _through_deviation(h: F32, entropy: Number, g: Number, total: F32) -> None:
+    """Add g·∂std(h)/∂h; 0 where the deviation is 0."""
+    if entropy > 0:
+        mean = mean_of(h)
+        factor = g / (entropy * np.float32(h.shape[0]))
+        for j in range(h.shape[0]):
+            total[j] += factor * (h[j] - mean)
+
+
+@kernel()
+def _through_normalisation(constants: Constants, w_after: F32, norms: F32, g: F32) -> None:
+    """Turn the cotangent of the normalised W into that of what was normalised, in place.
+
+    W' = M/(n + ε), so ∂/∂M = (g − W'·(Σ g·W')·(n + ε)/n)/(n + ε), summed over each norm's own.
+    """
+    d_in, d_hidden = g.shape
+    if constants.normalisation == ROW:
+        for i in range(d_in):
+            _project(g[i], w_after[i], dot(g[i], w_after[i]), norms[i], constants.epsilon)
+    elif constants.normalisation == FROBENIUS:
+        total = 0.0
+        for i in range(d_in):
+            total += dot(g[i], w_after[i])
+        for i in range(d_in):
+            _project(g[i], w_after[i], np.float32(total), norms[0], constants.epsilon)
+    elif constants.normalisation == COLUMN:
+        sums, inverses = np.zeros(d_hidden, np.float32), np.empty(d_hidden, np.float32)
+        for i in range(d_in):
+            for j in range(d_hidden):
+                sums[j] += g[i, j] * w_after[i, j]
+        for j in range(d_hidden):
+            whole = norms[j] + constants.epsilon
+            inverses[j] = _1 / whole
+            sums[j] = sums[j] * whole / norms[j] if norms[j] > 0 else _0
+        for i in range(d_in):
+            for j in range(d_hidden):
+                g[i, j] = (g[i, j] - w_after[i, j] * sums[j]) * inverses[j]
+
+
+@kernel()
+def _project(g: F32, w_after: F32, total: Number, norm: Number, epsilon: Number) -> None:
+    whole = norm + epsilon
+    factor = total * whole / norm if norm > 0 else _0
+    for j in range(g.shape[0]):
+        g[j] = (g[j] - w_after[j] * factor) / whole
+
+
+@kernel()
+def _through_polynomial(
+    theta: Theta,
+    w: F32,
+    pre: F32,
+    u: F32,
+    scale: Number,
+    step_size: Number,
+    kept: Number,
+    g: F32,
+    g_pre: F32,
+    g_u: F32,
+    gradient: Theta,
+    scratch: Scratch,
+) -> tuple[Number, Number]:
+    """Go back through M = kept·w + step_size·G(pre, u, scale·w); see ``_through_rule``.
+
+    For each power of w and pre, a column's synapses share Σ_i g·preᵃ·wᵐ, from which the
+    gradients of the coefficients and of u follow.
+    """
+    d_in, d_hidden = w.shape
+    columns = polynomial_columns(theta.coefficients, u, _1, _1, _0, scratch)
+    sums = np.zeros_like(columns)
+    buffers = np.empty((3, d_hidden), np.float32)
+    through_w = 0.0
+    for i in range(d_in):
+        if is_bilinear(theta):
+            g_x, along = _through_bilinear_row(
+                columns, i, pre[i], scale, step_size, kept, w, g, sums
+            )
+        else:
+            g_x, along = _through_general_row(
+                columns, i, pre[i], scale, step_size, kept, w, buffers, g, sums
+            )
+        g_pre[i] = step_size * g_x
+        through_w += along
+    return _through_columns(theta.coefficients, sums, u, step_size, g_u, gradient), through_w
+
+
+@kernel()
+def _through_bilinear_row(
+    columns: F32,
+    i: int,
+    x: Number,
+    scale: Number,
+    step_size: Number,
+    kept: Number,
+    w: F32,
+    g: F32,
+    sums: F32,
+) -> tuple[Number, Number]:
+    """Go back through row i of a polynomial up to pre¹·w²; return Σ g·∂G/∂pre and Σ g·w·∂G/∂w."""
+    g_x, along = _0, _0
+    for j in range(w.shape[1]):
+        f1 = columns[1, 0, j] + x * columns[1, 1, j]
+        f2 = columns[2, 0, j] + x * columns[2, 1, j]
+        scaled = scale * w[i, j]
+        slope = f1 + _2 * f2 * scaled
+        p0 = g[i, j]
+        p1 = p0 * scaled
+        p2 = p1 * scaled
+        sums[0, 0, j] += p0
+        sums[0, 1, j] += x * p0
+        sums[1, 0, j] += p1
+        sums[1, 1, j] += x * p1
+        sums[2, 0, j] += p2
+        sums[2, 1, j] += x * p2
+        g_x += p0 * columns[0, 1, j] + p1 * columns[1, 1, j] + p2 * columns[2, 1, j]
+        along += p1 * slope
+        g[i, j] = p0 * (kept + step_size * scale * slope)
+    return np.float32(g_x), np.float32(along)
+
+
+@kernel()
+def _through_general_row(
+    columns: F32,
+    i: int,
+    x: Number,
+    scale: Number,
+    step_size: Number,
+    kept: Number,
+    w: F32,
+    buffers: F32,
+    g: F32,
+    sums: F32,
+) -> tuple[Number, Number]:
+    """As ``_through_bilinear_row``, for any exponents."""
+    powers_w, powers_pre, d_hidden = columns.shape
+    p, field, slope = buffers
+    fill(slope, _0)
+    for m in range(powers_w - 1, 0, -1):
+        row_field(columns, m, x, field)
+        power = np.float32(m)
+        for j in range(d_hidden):
+            slope[j] = slope[j] * scale * w[i, j] + power * field[j]
+    copy(g[i], p)
+    g_x, along = _0, _0
+    for m in range(powers_w):
+        power, below = _1, _0
+        for a in range(powers_pre):
+            part = _0
+            for j in range(d_hidden):
+                sums[m, a, j] += power * p[j]
+                part += columns[m, a, j] * p[j]
+            g_x += np.float32(a) * below * part
+            below = power
+            power *= x
+        for j in range(d_hidden):
+            p[j] *= scale * w[i, j]
+    for j in range(d_hidden):
+        along += g[i, j] * slope[j] * scale * w[i, j]
+        g[i, j] *= kept + step_size * scale * slope[j]
+    return np.float32(g_x), np.float32(along)
+
+
+@kernel()
+def _through_columns(
+    coefficients: F32, sums: F32, u: F32, step_size: Number, g_u: F32, gradient: Theta
+) -> Number:
+    """From the sums over rows to the gradients of c and u; return Σ g·G, G being linear in c."""
+    powers_pre, powers_post, powers_w = coefficients.shape
+    power = np.empty(u.shape[0], np.float32)
+    fill(g_u, _0)
+    through = 0.0
+    for m in range(powers_w):
+        for a in range(powers_pre):
+            column = sums[m, a]
+            fill(power, _1)
+            for b in range(powers_post):
+                total = dot(column, power)
+                gradient.coefficients[a, b, m] += step_size * total
+                through += total * coefficients[a, b, m]
+                if b + 1 < powers_post:
+                    c = step_size * np.float32(b + 1) * coefficients[a, b + 1, m]
+                    for j in range(u.shape[0]):
+                        g_u[j] += c * column[j] * power[j]
+                        power[j] *= u[j]
+    return through
+
+
+@kernel()
+def _through_mlp(
+    theta: Theta,
+    w: F32,
+    pre: F32,
+    u: F32,
+    scale: Number,
+    step_size: Number,
+    kept: Number,
+    g: F32,
+    g_pre: F32,
+    g_u: F32,
+    gradient: Theta,
+    scratch: Scratch,
+) -> tuple[Number, Number]:
+    """Go back through M = kept·w + step_size·G(pre, u, scale·w); see ``_through_rule``.
+
+    Where a unit is on, its share of g is summed over rows, over columns, and times w; since the
+    unit is linear there, every gradient follows from the three sums.
+    """
+    units = theta.units
+    d_in, d_hidden = w.shape
+    count = units.shape[0]
+    columns = mlp_columns(units, u, scratch)
+    over_rows = np.zeros((count, d_hidden), np.float32)
+    over_columns, times_w = np.zeros((d_in, count), np.float32), np.zeros(count)
+    g_w = np.empty(d_hidden, np.float32)
+    g_b2, through_w = 0.0, 0.0
+    for i in range(d_in):
+        fill(g_w, _0)
+        for k in range(0, count, 2):
+            t0, t1 = _unit_sums(
+                units, columns, i, k, pre[i], scale, w, g, over_rows, over_columns, g_w
+            )
+            times_w[k] += t0
+            times_w[k + 1] += t1
+        total, along = _0, _0
+        for j in range(d_hidden):
+            total += g[i, j]
+            along += g_w[j] * w[i, j]
+            g[i, j] = kept * g[i, j] + step_size * g_w[j]
+        g_b2 += total
+        through_w += along
+    through = g_b2 * theta.scalars[B2]
+    gradient.scalars[B2] += step_size * g_b2
+    fill(g_u, _0)
+    fill(g_pre, _0)
+    for k in range(count):
+        c, g_unit = units[k, OUT_WEIGHT], gradient.units[k]
+        row, column = over_columns[:, k], over_rows[k]
+        total, by_pre, by_post = 0.0, 0.0, dot(column, u)
+        for i in range(d_in):
+            total += row[i]
+            by_pre += row[i] * pre[i]
+            g_pre[i] += step_size * c * units[k, PRE_WEIGHT] * row[i]
+        for j in range(d_hidden):
+            g_u[j] += step_size * c * units[k, POST_WEIGHT] * column[j]
+        g_unit[PRE_WEIGHT] += step_size * c * by_pre
+        g_unit[POST_WEIGHT] += step_size * c * by_post
+        g_unit[W_WEIGHT] += step_size * c * times_w[k]
+        g_unit[BIAS] += step_size * c * total
+        out = (
+            units[k, PRE_WEIGHT] * by_pre
+            + units[k, POST_WEIGHT] * by_post
+            + units[k, W_WEIGHT] * times_w[k]
+            + units[k, BIAS] * total
+        )
+        g_unit[OUT_WEIGHT] += step_size * out
+        through += c * out
+    return through, through_w
+
+
+@kernel()
+def _unit_sums(
+    units: F32,
+    columns: F32,
+    i: int,
+    k: int,
+    x: Number,
+    scale: Number,
+    w: F32,
+    g: F32,
+    over_rows: F32,
+    over_columns: F32,
+    g_w: F32,
+) -> tuple[Number, Number]:
+    """Sum two units' share of g in row i; g_w += g·∂G/∂w; return their sums times scaled w."""
+    a0, a1 = units[k, W_WEIGHT] * scale, units[k + 1, W_WEIGHT] * scale
+    c0, c1 = units[k, OUT_WEIGHT] * a0, units[k + 1, OUT_WEIGHT] * a1
+    s0, s1 = -units[k, PRE_WEIGHT] * x, -units[k + 1, PRE_WEIGHT] * x
+    total0, total1, times0, times1 = _0, _0, _0, _0
+    for j in range(w.shape[1]):
+        on0 = g[i, j] if a0 * w[i, j] + columns[k, j] > s0 else _0
+        on1 = g[i, j] if a1 * w[i, j] + columns[k + 1, j] > s1 else _0
+        over_rows[k, j] += on0
+        over_rows[k + 1, j] += on1
+        total0 += on0
+        total1 += on1
+        times0 += on0 * w[i, j]
+        times1 += on1 * w[i, j]
+        g_w[j] += c0 * on0 + c1 * on1
+    over_columns[i, k], over_columns[i, k + 1] = total0, total1
+    return np.float32(scale * times0), np.float32(scale * times1)
+
+
+@kernel()
+def _through_rms(values: F32, scale: Number, g: F32) -> None:
+    """From the cotangent of scale·values to that of values, scale = 1/rms(values), in place."""
+    if scale >= _UNIT_RMS_CEILING:
+        share = _0
+    else:
+        share = dot(g, values) * scale * scale / np.float32(values.shape[0])
+    for j in range(values.shape[0]):
+        g[j] = scale * (g[j] - share * values[j])
+
+
+@kernel()
+def _through_scale_of_w(w: F32, scale: Number, g_scale: Number, g: F32) -> None:
+    """Add g_scale·∂(1/rms(W))/∂W to g."""
+    if scale < _UNIT_RMS_CEILING:
+        factor = np.float32(-g_scale * scale * scale * scale / w.size)
+        for i in range(w.shape[0]):
+            for j in range(w.shape[1]):
+                g[i, j] += factor * w[i, j]
+
+
+@kernel()
+def _through_recovery(w: F32, innate: F32, g: F32) -> Number:
+    """Σ g·(W₀ − W)."""
+    total = 0.0
+    for i in range(w.shape[0]):
+        along = _0
+        for j in range(w.shape[1]):
+            along += g[i, j] * (innate[i, j] - w[i, j])
+        total += along
+    return total
+
+
+@kernel()
+def _through_learning(
+    constants: Constants,
+    theta: Theta,
+    innate: F32,
+    w: F32,
+    w_after: F32,
+    target: F32,
+    ratio: Number,
+    row: Tape,
+    g: F32,
+    g_z: F32,
+    g_post: F32,
+    gradient: Theta,
+    scratch: Scratch,
+) -> Number:
+    """Go back through ``kernels.learn``: g from the cotangent of W after to that of W before.
+
+    Returns:
+        The cotangent of H, through α.
+    """
+    entropy, beta, z = row.readings[0], row.readings[2], row.z
+    d_hidden = w.shape[1]
+    post, u = scratch.post, scratch.u
+    activity_of(row.h, target, ratio, post)
+    pre_scale, post_scale, scale = scales_of(constants, w, z, post, beta)
+    pre = z * pre_scale
+    clamped(constants, post, post_scale, u)
+    alpha, kappa = rate_of(constants, entropy), constants.kappa
+    if constants.normalisation != NONE:
+        _through_normalisation(constants, w_after, row.norms, g)
+    if kappa:
+        gradient.scalars[LOG_RECOVERY] += kappa * _through_recovery(w, innate, g)
+    step_size, kept = alpha / scale, _1 - kappa
+    if theta.units.shape[0]:
+        through, through_w = _through_mlp(
+            theta, w, pre, u, scale, step_size, kept, g, g_z, g_post, gradient, scratch
+        )
+    else:
+        through, through_w = _through_polynomial(
+            theta, w, pre, u, scale, step_size, kept, g, g_z, g_post, gradient, scratch
+        )
+    for j in range(d_hidden):
+        if abs(post[j] * post_scale) > constants.post_clamp:
+            g_post[j] = _0
+    if constants.scaling == RMS:
+        _through_scale_of_w(w, scale, step_size / scale * (through_w - through), g)
+        _through_rms(z, pre_scale, g_z)
+        _through_rms(post, post_scale, g_post)
+    else:
+        for i in range(g_z.shape[0]):
+            g_z[i] *= pre_scale
+        for j in range(d_hidden):
+            g_post[j] *= post_scale
+    gradient.scalars[LOG_ALPHA] += step_size * through
+    return constants.alpha * constants.entropy_gain * through / scale
+
+
+@kernel()
+def _through_readout(
+    constants: Constants,
+    theta: Theta,
+    row: Tape,
+    g_logit: Number,
+    g: State,
+    gradient: Theta,
+) -> tuple[Number, Number]:
+    """Go back through calibration and readout; return the cotangents of H and H₀."""
+    entropy, innate_entropy, level = row.readings[0], row.readings[1], row.readings[3]
+    outright, suppressed = theta.scalars[READOUT], theta.scalars[READOUT + 1]
+    response = response_of(entropy, innate_entropy)
+    g_level, g_response = g.gains[LEVEL], 0.0
+    if constants.calibration:
+        familiarity = sigmoid(logit_of(theta, response, level))
+        share = max(_1 - familiarity, _SHARE)
+        moved = constants.calibration_rate * g_level
+        if _1 - familiarity >= _SHARE:
+            g_logit -= moved * (response - level) * familiarity * (_1 - familiarity)
+        g_response = moved * share
+        g_level -= moved * share
+    gradient.scalars[READOUT] += g_logit * response
+    gradient.scalars[READOUT + 1] += g_logit * (level - response)
+    gradient.scalars[READOUT + 2] += g_logit
+    g_response += g_logit * (outright - suppressed)
+    g.gains[LEVEL] = g_level + g_logit * suppressed
+    return g_response / (entropy + _FLOOR), -g_response / (innate_entropy + _FLOOR)
+
+
+@kernel()
+def _through_reading(
+    innate: F32, w: F32, z: F32, g_a: F32, g_innate_a: F32, g: F32, g_z: F32
+) -> None:
+    """Go back through a = zW and a₀ = zW₀."""
+    for i in range(w.shape[0]):
+        x, along = z[i], _0
+        for j in range(w.shape[1]):
+            g[i, j] += x * g_a[j]
+            along += g_a[j] * w[i, j] + g_innate_a[j] * innate[i, j]
+        g_z[i] += along
+
+
+@kernel()
+def _through_memory(
+    constants: Constants, theta: Theta, row: Tape, g_z: F32, g: State, gradient: Theta
+) -> None:
+    """Go back through mixing and memories."""
+    beta = row.readings[2]
+    c1, c2 = theta.scalars[C1], theta.scalars[C2]
+    short, long = constants.short_term_decay, constants.long_term_decay
+    x, short_term, long_term = row.x, row.short_term, row.long_term
+    for i in range(g_z.shape[0]):
+        g_mixed = beta * g_z[i] + (_1 - short) * g.short_term[i] + (_1 - long) * g.long_term[i]
+        gradient.scalars[C0] += g_mixed * x[i]
+        gradient.scalars[C1] += g_mixed * short_term[i]
+        gradient.scalars[C2] += g_mixed * long_term[i]
+        g.short_term[i] = short * g.short_term[i] + c1 * g_mixed
+        g.long_term[i] = long * g.long_term[i] + c2 * g_mixed
+
+
+@kernel()
+def _through_step(
+    constants: Constants,
+    theta: Theta,
+    innate: F32,
+    w: F32,
+    w_after: F32,
+    target: F32,
+    ratio: Number,
+    row: Tape,
+    g_entropy: Number,
+    g_logit: Number,
+    g: State,
+    gradient: Theta,
+    scratch: Scratch,
+) -> None:
+    """Go back through ``kernels.step``: g from the cotangent of the state after to that before."""
+    d_in, d_hidden = w.shape
+    g_z, g_post = np.zeros(d_in, np.float32), np.zeros(d_hidden, np.float32)
+    g_a, g_innate_a = np.zeros(d_hidden, np.float32), np.zeros(d_hidden, np.float32)
+    g_h, g_innate_h = _through_readout(constants, theta, row, g_logit, g, gradient)
+    g_h += g_entropy
+    if constants.plasticity:
+        g_h += _through_learning(
+            constants,
+            theta,
+            innate,
+            w,
+            w_after,
+            target,
+            ratio,
+            row,
+            g.w,
+            g_z,
+            g_post,
+            gradient,
+            scratch,
+        )
+    h, innate_h = row.h, row.innate_h
+    for j in range(d_hidden):
+        g_a[j] = (_1 - ratio) * g_post[j]
+    _through_deviation(h, row.readings[0], np.float32(g_h), g_a)
+    _through_deviation(innate_h, row.readings[1], np.float32(g_innate_h), g_innate_a)
+    for j in range(d_hidden):
+        g_a[j] *= _1 - h[j] * h[j]
+        g_innate_a[j] *= _1 - innate_h[j] * innate_h[j]
+    _through_reading(innate, w, row.z, g_a, g_innate_a, g.w, g_z)
+    if constants.memory:
+        _through_memory(constants, theta, row, g_z, g, gradient)
+
+
+@kernel()
+def pull_back(
+    constants: Constants,
+    theta: Theta,
+    innate: F32,
+    inputs: F32,
+    target: F32,
+    ratios: F32,
+    segment: int,
+    checkpoints: State,
+    g_entropy: F32,
+    g_logit: F32,
+    g: State,
+    gradient: Theta,
+    ws: F32,
+    tape: Tape,
+    memory: F32,
+) -> None:
+    """Add the vector-Jacobian product of ``kernels.live`` to a gradient of θ.
+
+    Args:
+        constants: as lived with; so are theta, innate, inputs, target, ratios and segment.
+        theta: see above.
+        innate: see above.
+        inputs: see above.
+        target: see above.
+        ratios: see above.
+        segment: at least 1.
+        checkpoints: as ``live`` left them.
+        g_entropy: cotangent of each step's H, ``(steps,)``.
+        g_logit: cotangent of each step's log-odds, ``(steps,)``.
+        g: cotangent of the last state; ends as that of the first. Mean, β and steps take no part.
+        gradient: float64, as θ; added to.
+        ws: room for one more W than a segment has steps, ``(segment + 1, d_in, d_hidden)``.
+        tape: room for a segment.
+        memory: ``kernels.memory_for`` the genome.
+    """
+    steps = inputs.shape[0]
+    theta, innate, gradient = borrowed_theta(theta), borrowed(innate), borrowed_theta(gradient)
+    inputs, target, ws, tape = borrowed(inputs), borrowed(target), borrowed(ws), borrowed_tape(tape)
+    g = borrowed_state(g)
+    scratch, _ = laid_out(borrowed(memory), innate.shape[0], innate.shape[1])
+    for k in range((steps - 1) // segment, -1, -1):
+        first, count = k * segment, min(segment, steps - k * segment)
+        short_term, long_term = checkpoints.short_term[k].copy(), checkpoints.long_term[k].copy()
+        mean, gains = checkpoints.mean[k].copy(), checkpoints.gains[k].copy()
+        lived = checkpoints.steps[k].copy()
+        copy_matrix(checkpoints.w[k], ws[0])
+        for s in range(count):
+            copy_matrix(ws[s], ws[s + 1])
+            state = State(ws[s + 1], short_term, long_term, mean, gains, lived)
+            t = first + s
+            row = row_of(tape, s)
+            step(constants, theta, innate, state, inputs[t], target, ratios[t], row, scratch)
+            settle(state.w, scratch)
+        for s in range(count - 1, -1, -1):
+            t = first + s
+            _through_step(
+                constants,
+                theta,
+                innate,
+                ws[s],
+                ws[s + 1],
+                target,
+                ratios[t],
+                row_of(tape, s),
+                g_entropy[t],
+                g_logit[t],
+                g,
+                gradient,
+                scratch,
+            )

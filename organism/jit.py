@@ -1,0 +1,123 @@
+"""The one way in which kernels are compiled, and the arrays that suit them.
+
+By numba, without the GIL, cached on disk, with vectors as wide as the processor has. LLVM holds
+back from 512-bit vectors where they slowed the clock of older processors; here they make a step
+faster. ``NUMBA_CPU_NAME``, ``NUMBA_CPU_FEATURES`` and ``NUMBA_CACHE_DIR`` go before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+import numpy.typing as npt
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+# Reassociation lets sums be vectorised; no kernel may assume that its numbers are finite.
+_FAST = {"contract", "reassoc", "nsz"}
+
+F32 = npt.NDArray[np.float32]
+Number = Any
+"""A scalar of compiled code, float32 but for sums over many: what it is, numba infers."""
+
+_config: Any = numba.config
+_ALIGNMENT_BYTES = 64  # a cache line, and the widest vector
+
+
+def _cache_dir() -> Path:
+    """Folder for the machine code of these very sources.
+
+    numba looks only at the file that a kernel stands in. A kernel holds the code of those it
+    calls, too, in other files: the folder is named by all of them.
+    """
+    package = Path(__file__).parent
+    sources = sorted(package.rglob("*.py"))
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+    name = f"kernels-{digest}"
+    if _config.CACHE_DIR:
+        return Path(_config.CACHE_DIR) / name
+    beside = package / "__pycache__"
+    if not os.access(beside if beside.exists() else package, os.W_OK):
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "organism" / name
+    for other in beside.glob("kernels-*"):
+        if other.name != name:
+            shutil.rmtree(other, ignore_errors=True)
+    return beside / name
+
+
+_config.CACHE_DIR = str(_cache_dir())
+if _config.CPU_NAME is None and _config.CPU_FEATURES is None:
+    _config.CPU_NAME = llvm.get_host_cpu_name()
+    _config.CPU_FEATURES = llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit"
+
+
+def aligned(shape: tuple[int, ...], dtype: type[np.generic] = np.float32) -> npt.NDArray[Any]:
+    """Make room for an array that starts on a cache line: no vector of it spans two of them."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    room = np.empty(size + _ALIGNMENT_BYTES, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT_BYTES
+    return room[start : start + size].view(dtype).reshape(shape)
+
+
+def aligned_copy(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Copy an array to where it starts on a cache line."""
+    copy = aligned(array.shape, array.dtype.type)
+    copy[...] = array
+    return copy
+
+
+def _borrowed(typing_context: Any, array: Any) -> Any:
+    """Return the same array without its reference count, in compiled code only.
+
+    A count costs an atomic instruction at every use, more than the arithmetic of a small vector.
+    What it is borrowed from must outlive the call: a caller's array does, one that compiled code
+    has made itself does not.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        view = context.make_array(signature.args[0])(context, builder, arguments[0])
+        null: Any = cgutils.get_null_value
+        for owner in ("meminfo", "parent"):
+            setattr(view, owner, null(getattr(view, owner).type))
+        return view._getvalue()
+
+    return array(array), generate
+
+
+borrowed: Any = intrinsic(_borrowed)
+
+
+def kernel(*, reassociate: bool = True) -> Callable[[_Function], _Function]:
+    """Compile a function on its first call.
+
+    The machine code is cached; where there is no folder to write to, it is compiled anew in each
+    process.
+
+    Args:
+        reassociate: let sums be reordered; off where the order of operations carries the
+            precision. Multiply-adds are contracted in any case.
+    """
+    options: dict[str, Any] = {
+        "nogil": True,
+        "error_model": "numpy",
+        "fastmath": _FAST if reassociate else {"contract"},
+    }
+
+    def compiled(function: _Function) -> _Function:
+        try:
+            typed: _Function = numba.njit(cache=True, **options)(function)
+        except RuntimeError:  # numba finds no folder for its cache
+            typed = numba.njit(**options)(function)
+        return typed
+
+    return compiled

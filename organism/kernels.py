@@ -1,0 +1,916 @@
+"""Fused CPU kernels: whole lifetimes of the step of ``organism.cortex``, in float32, without torch.
+
+A step passes over W twice: once to read it, once to move and normalise it in place. What the
+rule needs of a row is a few scalars and of a column a few vectors, so that no array larger than W
+is ever formed. A polynomial rule up to pre¹·w² costs nine multiply-adds a synapse, its reading and
+its norm included; a hidden unit of the mlp costs one multiply-add, one maximum and another
+multiply-add.
+
+Owns the arithmetic of a step for one lifetime; ``organism.adjoint`` differentiates it and
+``organism.fused`` brings genomes and states to it. The equations and their sources are those of
+``organism.cortex``, which it is tested against.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from organism.jit import F32, Number, aligned, borrowed, kernel
+from organism.readout import DEVIATION_FLOOR, LEAST_SHARE
+
+I64 = npt.NDArray[np.int64]
+
+ROW, COLUMN, FROBENIUS, NONE = range(4)
+UNSCALED, SQRT_D, RMS = range(3)
+LOG_ALPHA, LOG_RECOVERY, C0, C1, C2, READOUT, B2 = 0, 1, 2, 3, 4, 5, 8
+SCALARS = 9
+BETA, LEVEL = 0, 1
+PRE_WEIGHT, POST_WEIGHT, W_WEIGHT, BIAS, OUT_WEIGHT = range(5)
+# Hidden units are taken four at a time: their columns then share one pass over a row.
+UNIT_BLOCK = 4
+
+_0: Number = np.float32(0)
+_1: Number = np.float32(1)
+_2: Number = np.float32(2)
+_HALF: Number = np.float32(0.5)
+_FLOOR = np.float32(DEVIATION_FLOOR)
+_SHARE = np.float32(LEAST_SHARE)
+_UNIT_NORM_FLOOR = np.float32(1e-6)
+_RMS_FLOOR = np.float32(1e-12)
+
+
+@kernel()
+def fill(values: F32, value: Number) -> None:
+    """Write one value everywhere. numba's own assignment to a slice is ten times slower."""
+    for i in range(values.shape[0]):
+        values[i] = value
+
+
+@kernel()
+def copy(source: F32, to: F32) -> None:
+    """Copy a vector."""
+    for i in range(source.shape[0]):
+        to[i] = source[i]
+
+
+@kernel()
+def copy_matrix(source: F32, to: F32) -> None:
+    """Copy a matrix."""
+    for i in range(source.shape[0]):
+        for j in range(source.shape[1]):
+            to[i, j] = source[i, j]
+
+
+class Constants(NamedTuple):
+    """A genome's configuration as numbers, and what is the same for all of a life.
+
+    Fields as in ``organism.config``; what is switched off has a gain of 0 or a bound of infinity;
+    α₀ and κ are read from θ once.
+    """
+
+    normalisation: int
+    epsilon: Number
+    scaling: int
+    activity_scale: Number
+    weight_scale: Number
+    post_clamp: Number
+    centring: bool
+    mean_rate: Number
+    memory: bool
+    short_term_decay: Number
+    long_term_decay: Number
+    alpha: Number
+    entropy_gain: Number
+    metabolism: bool
+    entropy_threshold: Number
+    beta_fall: Number
+    beta_rise: Number
+    beta_min: Number
+    beta_max: Number
+    calibration: bool
+    calibration_rate: Number
+    kappa: Number
+    plasticity: bool
+
+
+class Theta(NamedTuple):
+    """θ, or its gradient in float64.
+
+    Attributes:
+        scalars: log α₀, log κ, c₀, c₁, c₂, the three of the readout, b₂ of the mlp.
+        coefficients: of the polynomial, ``(powers of pre, of post, of w)``; empty for the mlp.
+        units: of the mlp, one row a hidden unit: weights of pre, post and w, bias, outgoing
+            weight; padded with zeros to a multiple of ``UNIT_BLOCK``; empty for the polynomial.
+    """
+
+    scalars: npt.NDArray[Any]
+    coefficients: npt.NDArray[Any]
+    units: npt.NDArray[Any]
+
+
+class State(NamedTuple):
+    """One lifetime's ``CortexState``, written to in place; or many, one a leading index.
+
+    Attributes:
+        w: ``(d_in, d_hidden)``.
+        short_term: ``(d_in,)``.
+        long_term: ``(d_in,)``.
+        mean: ``(d_in,)``.
+        gains: β and the level of the novel, ``(2,)``.
+        steps: ``(1,)``.
+    """
+
+    w: F32
+    short_term: F32
+    long_term: F32
+    mean: F32
+    gains: F32
+    steps: I64
+
+
+class Tape(NamedTuple):
+    """What a step leaves behind that its adjoint needs; or many steps, one a leading index.
+
+    Attributes:
+        x: centred input, ``(d_in,)``.
+        short_term: before the step, ``(d_in,)``; so is ``long_term``; unwritten without memory.
+        long_term: see above.
+        z: pre-synaptic activity, ``(d_in,)``.
+        h: response, ``(d_hidden,)``.
+        innate_h: response of the innate weights, ``(d_hidden,)``.
+        norms: l2 norms before normalisation, as many as the axis has.
+        readings: H, H₀, β and the level, all before the step, ``(4,)``.
+    """
+
+    x: F32
+    short_term: F32
+    long_term: F32
+    z: F32
+    h: F32
+    innate_h: F32
+    norms: F32
+    readings: F32
+
+
+class Scratch(NamedTuple):
+    """What one step writes on: no kernel of a step asks for memory.
+
+    Attributes:
+        bits: exponents of tanh, ``(d_hidden,)``.
+        post: ``(d_hidden,)``; so are u (post as the rule sees it), field and total.
+        u: see above.
+        field: see above.
+        total: see above.
+        inverses: what W's columns are still to be multiplied by, ``(d_hidden,)``.
+        pre: z as the rule sees it, ``(d_in,)``.
+        columns: what a rule needs of each column, a multiple of d_hidden.
+    """
+
+    bits: npt.NDArray[np.int32]
+    post: F32
+    u: F32
+    field: F32
+    total: F32
+    inverses: F32
+    pre: F32
+    columns: F32
+
+
+_SCRATCH_ROWS, _TAPE_ROWS = 7, 8
+_LINE = 16  # floats of a cache line
+
+
+def memory_for(theta: Theta, d_in: int, d_hidden: int) -> F32:
+    """Make room for what a lifetime writes on from step to step; see ``laid_out``."""
+    powers_pre, _, powers_w = theta.coefficients.shape
+    columns = len(theta.units) or max(powers_w, 3) * max(powers_pre, 2)
+    width = -(-max(d_in, d_hidden) // _LINE) * _LINE
+    return aligned(((_SCRATCH_ROWS + _TAPE_ROWS) * width + columns * d_hidden,))
+
+
+@kernel()
+def laid_out(memory: F32, d_in: int, d_hidden: int) -> tuple[Scratch, Tape]:
+    """Lay a scratch and one row of a tape out on their memory; nothing is left to be settled."""
+    width = -(-max(d_in, d_hidden) // _LINE) * _LINE
+    rows = memory[: (_SCRATCH_ROWS + _TAPE_ROWS) * width].reshape((-1, width))
+    fill(rows[5], _1)
+    scratch = Scratch(
+        rows[0, :d_hidden].view(np.int32),
+        rows[1, :d_hidden],
+        rows[2, :d_hidden],
+        rows[3, :d_hidden],
+        rows[4, :d_hidden],
+        rows[5, :d_hidden],
+        rows[6, :d_in],
+        memory[(_SCRATCH_ROWS + _TAPE_ROWS) * width :],
+    )
+    row = Tape(
+        rows[7, :d_in],
+        rows[8, :d_in],
+        rows[9, :d_in],
+        rows[10, :d_in],
+        rows[11, :d_hidden],
+        rows[12, :d_hidden],
+        rows[13],
+        rows[14, :4],
+    )
+    return scratch, row
+
+
+def new_tape(steps: int, d_in: int, d_hidden: int) -> Tape:
+    """Make room for a number of steps."""
+    inputs, responses = (steps, d_in), (steps, d_hidden)
+    return Tape(
+        aligned(inputs),
+        aligned(inputs),
+        aligned(inputs),
+        aligned(inputs),
+        aligned(responses),
+        aligned(responses),
+        aligned((steps, max(d_in, d_hidden))),
+        aligned((steps, 4)),
+    )
+
+
+@kernel()
+def borrowed_state(state: State) -> State:
+    """See ``jit.borrowed``."""
+    return State(
+        borrowed(state.w),
+        borrowed(state.short_term),
+        borrowed(state.long_term),
+        borrowed(state.mean),
+        borrowed(state.gains),
+        borrowed(state.steps),
+    )
+
+
+@kernel()
+def borrowed_theta(theta: Theta) -> Theta:
+    """See ``jit.borrowed``."""
+    return Theta(borrowed(theta.scalars), borrowed(theta.coefficients), borrowed(theta.units))
+
+
+@kernel()
+def borrowed_tape(tape: Tape) -> Tape:
+    """See ``jit.borrowed``."""
+    return Tape(
+        borrowed(tape.x),
+        borrowed(tape.short_term),
+        borrowed(tape.long_term),
+        borrowed(tape.z),
+        borrowed(tape.h),
+        borrowed(tape.innate_h),
+        borrowed(tape.norms),
+        borrowed(tape.readings),
+    )
+
+
+@kernel()
+def row_of(tape: Tape, t: int) -> Tape:
+    """One step of a tape of many."""
+    return Tape(
+        tape.x[t],
+        tape.short_term[t],
+        tape.long_term[t],
+        tape.z[t],
+        tape.h[t],
+        tape.innate_h[t],
+        tape.norms[t],
+        tape.readings[t],
+    )
+
+
+# Reading. Busy loops over rows stay in one function: a call would cost the proof, row by row, that
+# no two arrays overlap.
+
+
+@kernel(reassociate=False)
+def _products(
+    z: F32, w: F32, inverses: F32, innate: F32, activation: F32, innate_activation: F32
+) -> None:
+    """Multiply z by W, of which every column is first multiplied, and by W₀, row after row.
+
+    Each sum is a chain of multiply-adds in one order: equal weights give equal bits, whether they
+    have been settled or not.
+    """
+    d_in, d_hidden = w.shape
+    blocked = d_in - d_in % 4
+    fill(activation, _0)
+    fill(innate_activation, _0)
+    for i in range(0, blocked, 4):
+        z0, z1, z2, z3 = z[i], z[i + 1], z[i + 2], z[i + 3]
+        for j in range(d_hidden):
+            s = inverses[j]
+            a = activation[j] + z0 * (w[i, j] * s)
+            a = a + z1 * (w[i + 1, j] * s)
+            a = a + z2 * (w[i + 2, j] * s)
+            activation[j] = a + z3 * (w[i + 3, j] * s)
+            b = innate_activation[j] + z0 * innate[i, j]
+            b = b + z1 * innate[i + 1, j]
+            b = b + z2 * innate[i + 2, j]
+            innate_activation[j] = b + z3 * innate[i + 3, j]
+    for i in range(blocked, d_in):
+        for j in range(d_hidden):
+            activation[j] = activation[j] + z[i] * (w[i, j] * inverses[j])
+            innate_activation[j] = innate_activation[j] + z[i] * innate[i, j]
+
+
+_LOG2_E = np.float32(1.4426950408889634)
+# ln 2 in two parts: the first has so few bits that its multiples up to 30 are exact.
+_LN2_HIGH = np.float32(0.693359375)
+_LN2_LOW = np.float32(math.log(2) - 0.693359375)
+_SATURATED = np.float32(10)  # tanh of more is 1 in float32
+_INVERSE_FACTORIALS = tuple(np.float32(1 / math.factorial(n)) for n in range(8))
+
+
+@kernel(reassociate=False)
+def _tanh(a: F32, bits: npt.NDArray[np.int32], h: F32) -> None:
+    """H = tanh(a) = m / (m + 2) with m = exp(2a) − 1, to two units in the last place.
+
+    exp(2|a|) = 2ⁿ·exp(r) with |r| ≤ ln(2)/2, and exp(r) − 1 by its Taylor series, so that small
+    arguments lose nothing; 2ⁿ is written into the exponent of a float.
+    """
+    _, _, i2, i3, i4, i5, i6, i7 = _INVERSE_FACTORIALS
+    power = bits.view(np.float32)
+    for j in range(a.shape[0]):
+        y = _2 * min(abs(a[j]), _SATURATED)
+        bits[j] = (np.int32(y * _LOG2_E + _HALF) + np.int32(127)) << np.int32(23)
+    for j in range(a.shape[0]):
+        y = _2 * min(abs(a[j]), _SATURATED)
+        n = np.float32(np.int32(y * _LOG2_E + _HALF))
+        r = (y - n * _LN2_HIGH) - n * _LN2_LOW
+        m = r + r * r * (i2 + r * (i3 + r * (i4 + r * (i5 + r * (i6 + r * i7)))))
+        m = power[j] * m + (power[j] - _1)
+        h[j] = math.copysign(m / (m + _2), a[j])
+
+
+@kernel()
+def mean_of(h: F32) -> Number:
+    """Mean of a vector."""
+    total = _0
+    for j in range(h.shape[0]):
+        total += h[j]
+    return np.float32(total / np.float32(h.shape[0]))
+
+
+@kernel()
+def _deviation(h: F32) -> Number:
+    """Population standard deviation, ``organism.readout.deviation``."""
+    mean = mean_of(h)
+    total = _0
+    for j in range(h.shape[0]):
+        total += (h[j] - mean) * (h[j] - mean)
+    return np.float32(math.sqrt(total / np.float32(h.shape[0])))
+
+
+@kernel()
+def dot(a: F32, b: F32) -> Number:
+    """Σ a·b."""
+    total = _0
+    for i in range(a.shape[0]):
+        total += a[i] * b[i]
+    return np.float32(total)
+
+
+@kernel()
+def response_of(entropy: Number, innate_entropy: Number) -> Number:
+    """``organism.readout.log_response``."""
+    return np.float32(math.log((entropy + _FLOOR) / (innate_entropy + _FLOOR)))
+
+
+@kernel()
+def logit_of(theta: Theta, response: Number, level: Number) -> Number:
+    """``organism.readout.logit``."""
+    outright, suppressed = theta.scalars[READOUT], theta.scalars[READOUT + 1]
+    bias = theta.scalars[READOUT + 2]
+    return np.float32(outright * response + suppressed * (level - response) + bias)
+
+
+@kernel()
+def sigmoid(x: Number) -> Number:
+    """Probability of a log-odds."""
+    return np.float32(_1 / (_1 + math.exp(-x)))
+
+
+@kernel()
+def read(
+    constants: Constants,
+    theta: Theta,
+    innate: F32,
+    state: State,
+    e: F32,
+    row: Tape,
+    scratch: Scratch,
+) -> tuple[Number, Number]:
+    """Read a chunk, ``organism.cortex.recall``, onto a row of a tape; H and the log-odds."""
+    x, z, readings = row.x, row.z, row.readings
+    _centre(constants, state.mean, e, x)
+    beta, level = state.gains[BETA], state.gains[LEVEL]
+    if constants.memory:
+        c0, c1, c2 = theta.scalars[C0], theta.scalars[C1], theta.scalars[C2]
+        for i in range(z.shape[0]):
+            row.short_term[i], row.long_term[i] = state.short_term[i], state.long_term[i]
+            z[i] = beta * (c0 * x[i] + c1 * state.short_term[i] + c2 * state.long_term[i])
+    else:
+        for i in range(z.shape[0]):
+            z[i] = beta * x[i]
+    # field and total are free until the learning.
+    _products(z, state.w, scratch.inverses, innate, scratch.field, scratch.total)
+    _tanh(scratch.field, scratch.bits, row.h)
+    _tanh(scratch.total, scratch.bits, row.innate_h)
+    entropy, innate_entropy = _deviation(row.h), _deviation(row.innate_h)
+    readings[0], readings[1], readings[2], readings[3] = entropy, innate_entropy, beta, level
+    return entropy, logit_of(theta, response_of(entropy, innate_entropy), level)
+
+
+@kernel()
+def _centre(constants: Constants, mean: F32, e: F32, x: F32) -> None:
+    """Centre an input by the running mean and scale it to unit norm, where that is on."""
+    if not constants.centring:
+        copy(e, x)
+        return
+    for i in range(x.shape[0]):
+        x[i] = e[i] - mean[i]
+    inverse = _1 / max(np.float32(math.sqrt(dot(x, x))), _UNIT_NORM_FLOOR)
+    for i in range(x.shape[0]):
+        x[i] *= inverse
+
+
+# Moving the synapses
+
+
+@kernel()
+def rate_of(constants: Constants, entropy: Number) -> Number:
+    """α = α₀·(1 + gain·H), ``organism.cortex.plasticity_rate``."""
+    return np.float32(constants.alpha * (_1 + constants.entropy_gain * entropy))
+
+
+@kernel()
+def mean_square(values: F32) -> Number:
+    """Mean square of a vector."""
+    return np.float32(dot(values, values) / np.float32(values.shape[0]))
+
+
+@kernel()
+def matrix_mean_square(w: F32) -> Number:
+    """Mean square of a matrix."""
+    total = 0.0
+    for i in range(w.shape[0]):
+        total += _row_square(i, w)
+    return np.float32(total / w.size)
+
+
+@kernel()
+def scales_of(
+    constants: Constants, w: F32, z: F32, post: F32, beta: Number
+) -> tuple[np.float32, np.float32, np.float32]:
+    """Factors on pre, post and w that bring them to unit size, ``organism.rules.scaled_delta``."""
+    if constants.scaling == RMS:
+        return (
+            np.float32(_1 / math.sqrt(max(mean_square(z), _RMS_FLOOR))),
+            np.float32(_1 / math.sqrt(max(mean_square(post), _RMS_FLOOR))),
+            np.float32(_1 / math.sqrt(max(matrix_mean_square(w), _RMS_FLOOR))),
+        )
+    if constants.scaling == SQRT_D:
+        activity = np.float32(constants.activity_scale / beta)
+        return activity, activity, constants.weight_scale
+    return _1, _1, _1
+
+
+@kernel()
+def activity_of(h: F32, target: F32, ratio: Number, post: F32) -> None:
+    """Teacher-forced activity post = ρ·y + (1 − ρ)·h [D26 §5.2]."""
+    copy(h, post)
+    if ratio:
+        for j in range(h.shape[0]):
+            post[j] = ratio * target[j] + (_1 - ratio) * h[j]
+
+
+@kernel()
+def clamped(constants: Constants, values: F32, scale: Number, out: F32) -> None:
+    """Scale, then clamp to ± ``post_clamp``."""
+    for j in range(values.shape[0]):
+        value = values[j] * scale
+        value = constants.post_clamp if value > constants.post_clamp else value
+        out[j] = -constants.post_clamp if value < -constants.post_clamp else value
+
+
+@kernel()
+def polynomial_columns(
+    coefficients: F32,
+    u: F32,
+    step: Number,
+    scale: Number,
+    kept: Number,
+    scratch: Scratch,
+) -> F32:
+    """Write kept·w + step·G(pre, u, scale·w) as Σ columns[m, a]·preᵃ·wᵐ.
+
+    ``(powers of w, of pre, d_hidden)``, at least three and two of them: what the synapses of a
+    column share, Σ_b c_abm·u^b, with everything that is the same for all synapses folded in.
+    """
+    powers_pre, powers_post, powers_w = coefficients.shape
+    rows, powers = max(powers_w, 3), max(powers_pre, 2)
+    fill(scratch.columns, _0)
+    columns = scratch.columns.reshape((rows, powers, u.shape[0]))
+    factor = step
+    for m in range(powers_w):
+        for a in range(powers_pre):
+            for b in range(powers_post - 1, -1, -1):
+                c = factor * coefficients[a, b, m]
+                for j in range(u.shape[0]):
+                    columns[m, a, j] = columns[m, a, j] * u[j] + c
+        factor *= scale
+    for j in range(u.shape[0]):
+        columns[1, 0, j] += kept
+    return columns
+
+
+@kernel()
+def _move_by_polynomial(
+    constants: Constants,
+    theta: Theta,
+    innate: F32,
+    w: F32,
+    pre: F32,
+    alpha: Number,
+    scale: Number,
+    norms: F32,
+    scratch: Scratch,
+) -> None:
+    """W ← W + α·G(pre, u, W) + κ(W₀ − W), and what its normalisation needs."""
+    d_in, kappa = w.shape[0], constants.kappa
+    columns = polynomial_columns(
+        theta.coefficients, scratch.u, alpha / scale, scale, _1 - kappa, scratch
+    )
+    first = 0
+    if may_wait(constants, theta):
+        first = d_in - d_in % 4
+        _bilinear_rows(columns, first, pre, kappa, innate, w, scratch.inverses, norms)
+        for i in range(first, d_in):
+            for j in range(w.shape[1]):
+                w[i, j] *= scratch.inverses[j]
+    for i in range(first, d_in):
+        if is_bilinear(theta):
+            _bilinear_row(columns, i, pre[i], kappa, innate, w)
+        else:
+            _general_row(columns, i, pre[i], kappa, innate, scratch, w)
+        _after_row(constants, i, w, norms)
+
+
+@kernel()
+def is_bilinear(theta: Theta) -> bool:
+    """Whether the rule is a polynomial up to pre¹·w²: those are done in one loop."""
+    powers_pre, _, powers_w = theta.coefficients.shape
+    return bool(powers_pre <= 2 and powers_w <= 3 and theta.units.shape[0] == 0)
+
+
+@kernel()
+def may_wait(constants: Constants, theta: Theta) -> bool:
+    """Whether W may stay undivided by its columns' norms until it is read: a pass less.
+
+    Each weight is divided and rounded before it is used, so that it makes no difference, to the
+    last bit, when that is done.
+    """
+    scaled = constants.normalisation == COLUMN and constants.scaling != RMS
+    return scaled and is_bilinear(theta)
+
+
+@kernel()
+def _bilinear_row(columns: F32, i: int, x: Number, kappa: Number, innate: F32, w: F32) -> None:
+    """Move row i by a polynomial up to pre¹·w²: five multiply-adds, and one of recovery."""
+    for j in range(w.shape[1]):
+        f0 = columns[0, 0, j] + x * columns[0, 1, j]
+        f1 = columns[1, 0, j] + x * columns[1, 1, j]
+        f2 = columns[2, 0, j] + x * columns[2, 1, j]
+        w[i, j] = (f2 * w[i, j] + f1) * w[i, j] + (f0 + kappa * innate[i, j])
+
+
+@kernel(reassociate=False)
+def _bilinear_rows(
+    columns: F32,
+    count: int,
+    pre: F32,
+    kappa: Number,
+    innate: F32,
+    w: F32,
+    inverses: F32,
+    norms: F32,
+) -> None:
+    """Divide the first rows by the last norms, move them, and sum up the next; four a loop."""
+    for i in range(0, count, 4):
+        x0, x1, x2, x3 = pre[i], pre[i + 1], pre[i + 2], pre[i + 3]
+        for j in range(w.shape[1]):
+            p0, p1, p2 = columns[0, 0, j], columns[1, 0, j], columns[2, 0, j]
+            q0, q1, q2, s = columns[0, 1, j], columns[1, 1, j], columns[2, 1, j], inverses[j]
+            w0, w1, w2, w3 = w[i, j] * s, w[i + 1, j] * s, w[i + 2, j] * s, w[i + 3, j] * s
+            w0 = ((p2 + x0 * q2) * w0 + (p1 + x0 * q1)) * w0 + (p0 + x0 * q0)
+            w1 = ((p2 + x1 * q2) * w1 + (p1 + x1 * q1)) * w1 + (p0 + x1 * q0)
+            w2 = ((p2 + x2 * q2) * w2 + (p1 + x2 * q1)) * w2 + (p0 + x2 * q0)
+            w3 = ((p2 + x3 * q2) * w3 + (p1 + x3 * q1)) * w3 + (p0 + x3 * q0)
+            w0 += kappa * innate[i, j]
+            w1 += kappa * innate[i + 1, j]
+            w2 += kappa * innate[i + 2, j]
+            w3 += kappa * innate[i + 3, j]
+            w[i, j], w[i + 1, j], w[i + 2, j], w[i + 3, j] = w0, w1, w2, w3
+            sum_ = norms[j] + w0 * w0
+            sum_ = sum_ + w1 * w1
+            sum_ = sum_ + w2 * w2
+            norms[j] = sum_ + w3 * w3
+
+
+@kernel()
+def _general_row(
+    columns: F32,
+    i: int,
+    x: Number,
+    kappa: Number,
+    innate: F32,
+    scratch: Scratch,
+    w: F32,
+) -> None:
+    """Move row i by a polynomial of any exponents, by Horner's scheme in pre and in w."""
+    powers_w, _, d_hidden = columns.shape
+    field, total = scratch.field, scratch.total
+    fill(total, _0)
+    for m in range(powers_w - 1, -1, -1):
+        row_field(columns, m, x, field)
+        for j in range(d_hidden):
+            total[j] = total[j] * w[i, j] + field[j]
+    for j in range(d_hidden):
+        w[i, j] = total[j] + kappa * innate[i, j]
+
+
+@kernel()
+def row_field(columns: F32, m: int, x: Number, field: F32) -> None:
+    """F_m = Σ_a xᵃ·columns[m, a]."""
+    fill(field, _0)
+    for a in range(columns.shape[1] - 1, -1, -1):
+        for j in range(field.shape[0]):
+            field[j] = field[j] * x + columns[m, a, j]
+
+
+@kernel()
+def mlp_columns(units: F32, u: F32, scratch: Scratch) -> F32:
+    """w₁ₖ·u + bₖ, ``(units, d_hidden)``: what a column's synapses share in each hidden unit."""
+    columns = scratch.columns.reshape((units.shape[0], u.shape[0]))
+    for k in range(units.shape[0]):
+        weight, bias = units[k, POST_WEIGHT], units[k, BIAS]
+        for j in range(u.shape[0]):
+            columns[k, j] = weight * u[j] + bias
+    return columns
+
+
+@kernel()
+def _move_by_mlp(
+    constants: Constants,
+    theta: Theta,
+    innate: F32,
+    w: F32,
+    pre: F32,
+    alpha: Number,
+    scale: Number,
+    norms: F32,
+    scratch: Scratch,
+) -> None:
+    """W ← W + α·G(pre, u, W) + κ(W₀ − W), and what its normalisation needs.
+
+    relu(s + t) = max(t, −s) + s, with s of the row and t = w₁·w + column: the sum over units of
+    the second s is one number a row, so that a unit costs a synapse no addition.
+    """
+    units = theta.units
+    columns, total = mlp_columns(units, scratch.u, scratch), scratch.total
+    step, kappa = alpha / scale, constants.kappa
+    for i in range(w.shape[0]):
+        x, base = pre[i], theta.scalars[B2]
+        for k in range(units.shape[0]):
+            base += units[k, OUT_WEIGHT] * units[k, PRE_WEIGHT] * x
+        fill(total, base)
+        for k in range(0, units.shape[0], UNIT_BLOCK):
+            a0, a1 = units[k, W_WEIGHT] * scale, units[k + 1, W_WEIGHT] * scale
+            a2, a3 = units[k + 2, W_WEIGHT] * scale, units[k + 3, W_WEIGHT] * scale
+            c0, c1 = units[k, OUT_WEIGHT], units[k + 1, OUT_WEIGHT]
+            c2, c3 = units[k + 2, OUT_WEIGHT], units[k + 3, OUT_WEIGHT]
+            s0, s1 = -units[k, PRE_WEIGHT] * x, -units[k + 1, PRE_WEIGHT] * x
+            s2, s3 = -units[k + 2, PRE_WEIGHT] * x, -units[k + 3, PRE_WEIGHT] * x
+            for j in range(w.shape[1]):
+                t0, t1 = a0 * w[i, j] + columns[k, j], a1 * w[i, j] + columns[k + 1, j]
+                t2, t3 = a2 * w[i, j] + columns[k + 2, j], a3 * w[i, j] + columns[k + 3, j]
+                # Comparisons, not max(): one instruction, and what is not a number stays so.
+                t0 = s0 if t0 < s0 else t0
+                t1 = s1 if t1 < s1 else t1
+                t2 = s2 if t2 < s2 else t2
+                t3 = s3 if t3 < s3 else t3
+                total[j] += (c0 * t0 + c1 * t1) + (c2 * t2 + c3 * t3)
+        for j in range(w.shape[1]):
+            w[i, j] += step * total[j] + kappa * (innate[i, j] - w[i, j])
+        _after_row(constants, i, w, norms)
+
+
+@kernel()
+def _after_row(constants: Constants, i: int, w: F32, norms: F32) -> None:
+    """Take a moved row into the norms; where the norm is the row's own, divide by it at once."""
+    if constants.normalisation == COLUMN:
+        for j in range(w.shape[1]):
+            norms[j] += w[i, j] * w[i, j]
+    elif constants.normalisation == FROBENIUS:
+        norms[0] += _row_square(i, w)
+    elif constants.normalisation == ROW:
+        norms[i] = math.sqrt(_row_square(i, w))
+        _scale_row(i, w, _1 / (norms[i] + constants.epsilon))
+
+
+@kernel()
+def _row_square(i: int, w: F32) -> Number:
+    total = _0
+    for j in range(w.shape[1]):
+        total += w[i, j] * w[i, j]
+    return np.float32(total)
+
+
+@kernel()
+def _scale_row(i: int, w: F32, factor: Number) -> None:
+    for j in range(w.shape[1]):
+        w[i, j] *= factor
+
+
+@kernel()
+def _after_rows(constants: Constants, theta: Theta, w: F32, norms: F32, scratch: Scratch) -> None:
+    """Divide by the norms that are known only now, or note that it is to be done."""
+    if constants.normalisation == COLUMN:
+        for j in range(w.shape[1]):
+            norms[j] = math.sqrt(norms[j])
+            scratch.inverses[j] = _1 / (norms[j] + constants.epsilon)
+        if not may_wait(constants, theta):
+            settle(w, scratch)
+    elif constants.normalisation == FROBENIUS:
+        norms[0] = math.sqrt(norms[0])
+        inverse = _1 / (norms[0] + constants.epsilon)
+        for i in range(w.shape[0]):
+            _scale_row(i, w, inverse)
+
+
+@kernel()
+def settle(w: F32, scratch: Scratch) -> None:
+    """Do what was noted: W is W again."""
+    for i in range(w.shape[0]):
+        for j in range(w.shape[1]):
+            w[i, j] *= scratch.inverses[j]
+    fill(scratch.inverses, _1)
+
+
+@kernel()
+def learn(
+    constants: Constants,
+    theta: Theta,
+    innate: F32,
+    state: State,
+    target: F32,
+    ratio: Number,
+    row: Tape,
+    scratch: Scratch,
+) -> None:
+    """Move W by the rule, the learning half of ``organism.cortex.step``, from what was read."""
+    z, norms, post = row.z, row.norms, scratch.post
+    entropy, beta = row.readings[0], row.readings[2]
+    activity_of(row.h, target, ratio, post)
+    pre_scale, post_scale, scale = scales_of(constants, state.w, z, post, beta)
+    pre = scratch.pre
+    for i in range(z.shape[0]):
+        pre[i] = pre_scale * z[i]
+    clamped(constants, post, post_scale, scratch.u)
+    fill(norms, _0)
+    alpha = rate_of(constants, entropy)
+    if theta.units.shape[0]:
+        _move_by_mlp(constants, theta, innate, state.w, pre, alpha, scale, norms, scratch)
+    else:
+        _move_by_polynomial(constants, theta, innate, state.w, pre, alpha, scale, norms, scratch)
+    _after_rows(constants, theta, state.w, norms, scratch)
+
+
+@kernel()
+def next_level(constants: Constants, level: Number, response: Number, logit: Number) -> Number:
+    """``organism.readout.next_level``."""
+    share = max(_1 - sigmoid(logit), _SHARE)
+    return np.float32(level + constants.calibration_rate * share * (response - level))
+
+
+@kernel()
+def _age(constants: Constants, state: State, e: F32, row: Tape, logit: Number) -> None:
+    """Move everything but W: memories, mean, β, the level of the novel and the step count."""
+    entropy, innate_entropy = row.readings[0], row.readings[1]
+    beta, level = row.readings[2], row.readings[3]
+    if constants.memory:
+        short, long = constants.short_term_decay, constants.long_term_decay
+        for i in range(e.shape[0]):
+            mixed = row.z[i] / beta
+            state.short_term[i] = short * state.short_term[i] + (_1 - short) * mixed
+            state.long_term[i] = long * state.long_term[i] + (_1 - long) * mixed
+    if constants.centring:
+        rate = max(_1 / np.float32(state.steps[0] + 1), constants.mean_rate)
+        for i in range(e.shape[0]):
+            state.mean[i] += rate * (e[i] - state.mean[i])
+    if constants.metabolism:
+        moved = beta * (
+            constants.beta_fall if entropy > constants.entropy_threshold else constants.beta_rise
+        )
+        state.gains[BETA] = min(max(moved, constants.beta_min), constants.beta_max)
+    if constants.calibration:
+        response = response_of(entropy, innate_entropy)
+        state.gains[LEVEL] = next_level(constants, level, response, logit)
+    state.steps[0] += 1
+
+
+@kernel()
+def step(
+    constants: Constants,
+    theta: Theta,
+    innate: F32,
+    state: State,
+    e: F32,
+    target: F32,
+    ratio: Number,
+    row: Tape,
+    scratch: Scratch,
+) -> tuple[Number, Number]:
+    """Read a chunk, then learn from it, in place; H and the log-odds from before the learning.
+
+    W may be left to be settled.
+    """
+    entropy, logit = read(constants, theta, innate, state, e, row, scratch)
+    if constants.plasticity:
+        learn(constants, theta, innate, state, target, ratio, row, scratch)
+    _age(constants, state, e, row, logit)
+    return entropy, logit
+
+
+@kernel()
+def keep(state: State, kept: State, k: int) -> None:
+    """Copy a state to index k of many."""
+    copy_matrix(state.w, kept.w[k])
+    copy(state.short_term, kept.short_term[k])
+    copy(state.long_term, kept.long_term[k])
+    copy(state.mean, kept.mean[k])
+    kept.gains[k] = state.gains
+    kept.steps[k] = state.steps
+
+
+@kernel()
+def live(
+    constants: Constants,
+    theta: Theta,
+    innate: F32,
+    state: State,
+    inputs: F32,
+    target: F32,
+    ratios: F32,
+    entropy: F32,
+    logit: F32,
+    beta: F32,
+    segment: int,
+    checkpoints: State,
+    memory: F32,
+) -> None:
+    """Live one lifetime on, in place, ``organism.lifetime.live``.
+
+    Args:
+        constants: the configuration.
+        theta: the genome's numbers.
+        innate: W₀, ``(d_in, d_hidden)``.
+        state: where to go on from; where it ends.
+        inputs: ``(steps, d_in)``.
+        target: y of teacher forcing, ``(d_hidden,)``; unread where a ratio is 0.
+        ratios: ρ of each step, ``(steps,)``.
+        entropy: takes H of each step, ``(steps,)``.
+        logit: takes the log-odds of familiarity of each step, ``(steps,)``.
+        beta: takes β after each step, ``(steps,)``.
+        segment: steps between two checkpoints; 0: none.
+        checkpoints: takes the state before each segment.
+        memory: ``memory_for`` the genome.
+    """
+    state, theta, innate = borrowed_state(state), borrowed_theta(theta), borrowed(innate)
+    inputs, target = borrowed(inputs), borrowed(target)
+    scratch, row = laid_out(borrowed(memory), state.w.shape[0], state.w.shape[1])
+    for t in range(inputs.shape[0]):
+        if segment and t % segment == 0:
+            settle(state.w, scratch)
+            keep(state, checkpoints, t // segment)
+        entropy[t], logit[t] = step(
+            constants, theta, innate, state, inputs[t], target, ratios[t], row, scratch
+        )
+        beta[t] = state.gains[BETA]
+    settle(state.w, scratch)
+
+
+@kernel()
+def recall(
+    constants: Constants, theta: Theta, innate: F32, state: State, e: F32, memory: F32
+) -> tuple[Number, Number]:
+    """Read one cue, ``(d_in,)``, and change nothing; H and the log-odds of familiarity."""
+    scratch, row = laid_out(memory, state.w.shape[0], state.w.shape[1])
+    return read(constants, theta, innate, state, e, row, scratch)

@@ -1,0 +1,112 @@
+"""A living cortex: one lifetime on the fused kernels, learned in place, for the daemon.
+
+The same step as ``organism.lifetime.live`` without gradients, to the last bit, but without a copy
+of the state for every step. Not safe to share between threads: its owner calls it from one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from organism import kernels
+from organism.cortex import CortexState, newborn
+from organism.fused import compile_genome, copies, split
+from organism.genome import Genome
+from organism.jit import F32
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What each step of a stretch of life gave, ``(steps,)`` each.
+
+    Attributes:
+        entropy: H, before the learning.
+        familiarity: probability that the chunk was lived through, before the learning.
+        beta: β, after the learning.
+    """
+
+    entropy: F32
+    familiarity: F32
+    beta: F32
+
+    @classmethod
+    def joined(cls, traces: Sequence[Trace]) -> Trace:
+        """Join stretches of life, one after the other."""
+        if len(traces) == 1:
+            return traces[0]
+        none = np.empty(0, np.float32)
+        return cls(
+            np.concatenate([none, *(t.entropy for t in traces)]),
+            np.concatenate([none, *(t.familiarity for t in traces)]),
+            np.concatenate([none, *(t.beta for t in traces)]),
+        )
+
+
+class LivingCortex:
+    """A genome's cortex, moved on by ``learn`` and by nothing else."""
+
+    def __init__(self, genome: Genome, state: CortexState | None = None) -> None:
+        """Wake a state, a batch of one, or a newborn."""
+        self.genome = genome
+        self.restore(newborn(genome) if state is None else state)
+
+    @property
+    def genome(self) -> Genome:
+        """The genome it learns by; another of the same shape may take over."""
+        return self._genome
+
+    @genome.setter
+    def genome(self, genome: Genome) -> None:
+        self._genome = genome
+        self._program = compile_genome(genome.config, genome.theta)
+        self._memory = self._program.memory()
+        self._no_target = np.zeros(genome.config.cortex.d_hidden, np.float32)
+
+    def learn(self, inputs: F32) -> Trace:
+        """Live through encoded chunks, ``(steps, d_in)``, at ρ = 0; releases the GIL."""
+        program, steps = self._program, len(inputs)
+        entropy, logit, beta = np.empty((3, steps), np.float32)
+        kernels.live(
+            program.constants,
+            program.theta,
+            program.innate,
+            self._state,
+            inputs,
+            self._no_target,
+            np.zeros(steps, np.float32),
+            entropy,
+            logit,
+            beta,
+            0,
+            self._no_checkpoints,
+            self._memory,
+        )
+        return Trace(entropy, _sigmoid(logit), beta)
+
+    def recall(self, cue: F32) -> tuple[float, float]:
+        """Familiarity and entropy of one encoded cue, ``(d_in,)``; changes nothing."""
+        program = self._program
+        entropy, logit = kernels.recall(
+            program.constants, program.theta, program.innate, self._state, cue, self._memory
+        )
+        return float(kernels.sigmoid(logit)), float(entropy)
+
+    def state(self) -> CortexState:
+        """Copy the state, a batch of one."""
+        w, short_term, long_term, mean, gains, steps = (
+            torch.from_numpy(part[None].copy()) for part in self._state
+        )
+        return CortexState(w, short_term, long_term, mean, gains[:, 0], gains[:, 1], steps[:, 0])
+
+    def restore(self, state: CortexState) -> None:
+        """Go back, or forth, to a state."""
+        (self._state,) = split(state)
+        self._no_checkpoints = copies(self._state, 0)
+
+
+def _sigmoid(logit: F32) -> F32:
+    return np.float32(1) / (np.float32(1) + np.exp(-logit))
