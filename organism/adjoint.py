@@ -13,9 +13,11 @@ none. β is a piecewise constant function of θ, so that no gradient passes thro
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from organism.jit import F32, Number, borrowed, kernel
+from organism.jit import F32, F64, Number, aligned, borrowed, kernel
 from organism.kernels import (
     B2,
     BIAS,
@@ -45,6 +47,7 @@ from organism.kernels import (
     borrowed_tape,
     borrowed_theta,
     clamped,
+    column_count,
     copy,
     copy_matrix,
     dot,
@@ -53,15 +56,20 @@ from organism.kernels import (
     laid_out,
     logit_of,
     mean_of,
+    memory_for,
     mlp_columns,
+    new_state,
+    new_tape,
     polynomial_columns,
     rate_of,
+    read,
     response_of,
     row_field,
     row_of,
     scales_of,
     settle,
     sigmoid,
+    state_of,
     step,
 )
 from organism.readout import DEVIATION_FLOOR, LEAST_SHARE
@@ -69,9 +77,104 @@ from organism.readout import DEVIATION_FLOOR, LEAST_SHARE
 _0: Number = np.float32(0)
 _1: Number = np.float32(1)
 _2: Number = np.float32(2)
+_PANEL = 256
 _FLOOR = np.float32(DEVIATION_FLOOR)
 _SHARE = np.float32(LEAST_SHARE)
 _UNIT_RMS_CEILING = np.float32(1e6)  # 1 / √(floor of the mean square): no gradient beyond it
+
+
+class Buffers(NamedTuple):
+    """What the adjoint of one step writes on.
+
+    Attributes:
+        g_z: cotangent of z, ``(d_in,)``.
+        g_post: of post, ``(d_hidden,)``; so are g_a and g_innate_a, of zW and zW₀.
+        g_a: see above.
+        g_innate_a: see above.
+        g_w: one row of ∂/∂W, ``(d_hidden,)``; so are p and field, of a polynomial.
+        p: see above.
+        field: see above.
+        sums: over rows, what the columns of ``kernels.Scratch`` are to the step.
+        over_columns: of each hidden unit of the mlp, ``(d_in, units)``.
+        times_w: the same over all synapses, times w, ``(units,)`` float64; by_post, times u.
+        by_post: see above.
+    """
+
+    g_z: F32
+    g_post: F32
+    g_a: F32
+    g_innate_a: F32
+    g_w: F32
+    p: F32
+    field: F32
+    sums: F32
+    over_columns: F32
+    times_w: F64
+    by_post: F64
+
+
+class Room(NamedTuple):
+    """What one thread goes back on, lifetime after lifetime.
+
+    Attributes:
+        ws: W before and after each step of a segment, ``(segment + 1, d_in, d_hidden)``.
+        tape: a segment's.
+        state: all of a state but W, as a segment is lived again.
+        g_w: cotangent of W, ``(d_in, d_hidden)``.
+        memory: ``kernels.memory_for`` the genome.
+        buffers: of one step.
+    """
+
+    ws: F32
+    tape: Tape
+    state: State
+    g_w: F32
+    memory: F32
+    buffers: Buffers
+
+
+def new_room(theta: Theta, d_in: int, d_hidden: int, segment: int) -> Room:
+    """Make room for one thread."""
+    units = len(theta.units)
+    buffers = Buffers(
+        aligned((d_in,)),
+        aligned((d_hidden,)),
+        aligned((d_hidden,)),
+        aligned((d_hidden,)),
+        aligned((d_hidden,)),
+        aligned((d_hidden,)),
+        aligned((d_hidden,)),
+        aligned((column_count(theta) * d_hidden,)),
+        aligned((d_in, units)),
+        np.empty(units),
+        np.empty(units),
+    )
+    return Room(
+        aligned((segment + 1, d_in, d_hidden)),
+        new_tape(segment, d_in, d_hidden),
+        new_state(0, d_in, d_hidden),
+        aligned((d_in, d_hidden)),
+        memory_for(theta, d_in, d_hidden),
+        buffers,
+    )
+
+
+@kernel()
+def _borrowed_buffers(buffers: Buffers) -> Buffers:
+    """See ``jit.borrowed``."""
+    return Buffers(
+        borrowed(buffers.g_z),
+        borrowed(buffers.g_post),
+        borrowed(buffers.g_a),
+        borrowed(buffers.g_innate_a),
+        borrowed(buffers.g_w),
+        borrowed(buffers.p),
+        borrowed(buffers.field),
+        borrowed(buffers.sums),
+        borrowed(buffers.over_columns),
+        borrowed(buffers.times_w),
+        borrowed(buffers.by_post),
+    )
 
 
 @kernel()
@@ -85,7 +188,9 @@ def _through_deviation(h: F32, entropy: Number, g: Number, total: F32) -> None:
 
 
 @kernel()
-def _through_normalisation(constants: Constants, w_after: F32, norms: F32, g: F32) -> None:
+def _through_normalisation(
+    constants: Constants, w_after: F32, norms: F32, g: F32, buffers: Buffers
+) -> None:
     """Turn the cotangent of the normalised W into that of what was normalised, in place.
 
     W' = M/(n + ε), so ∂/∂M = (g − W'·(Σ g·W')·(n + ε)/n)/(n + ε), summed over each norm's own.
@@ -101,7 +206,8 @@ def _through_normalisation(constants: Constants, w_after: F32, norms: F32, g: F3
         for i in range(d_in):
             _project(g[i], w_after[i], np.float32(total), norms[0], constants.epsilon)
     elif constants.normalisation == COLUMN:
-        sums, inverses = np.zeros(d_hidden, np.float32), np.empty(d_hidden, np.float32)
+        sums, inverses = buffers.p, buffers.field
+        fill(sums, _0)
         for i in range(d_in):
             for j in range(d_hidden):
                 sums[j] += g[i, j] * w_after[i, j]
@@ -136,114 +242,123 @@ def _through_polynomial(
     g_u: F32,
     gradient: Theta,
     scratch: Scratch,
+    buffers: Buffers,
 ) -> tuple[Number, Number]:
-    """Go back through M = kept·w + step_size·G(pre, u, scale·w); see ``_through_rule``.
+    """Go back through M = kept·w + step_size·G(pre, u, scale·w), from g on M to g on w.
+
+    Returns Σ g·G and Σ g·w·∂G/∂w.
 
     For each power of w and pre, a column's synapses share Σ_i g·preᵃ·wᵐ, from which the
     gradients of the coefficients and of u follow.
     """
-    d_in, d_hidden = w.shape
     columns = polynomial_columns(theta.coefficients, u, _1, _1, _0, scratch)
-    sums = np.zeros_like(columns)
-    buffers = np.empty((3, d_hidden), np.float32)
+    fill(buffers.sums, _0)
+    sums = buffers.sums.reshape(columns.shape)
+    if is_bilinear(theta):
+        through_w = _through_bilinear(columns, pre, scale, step_size, kept, w, g, g_pre, sums)
+    else:
+        through_w = _through_general(
+            columns, pre, scale, step_size, kept, w, g, g_pre, sums, buffers
+        )
+    through = _through_columns(theta.coefficients, sums, u, step_size, g_u, buffers.p, gradient)
+    return through, through_w
+
+
+@kernel()
+def _through_bilinear(
+    columns: F32,
+    pre: F32,
+    scale: Number,
+    step_size: Number,
+    kept: Number,
+    w: F32,
+    g: F32,
+    g_pre: F32,
+    sums: F32,
+) -> Number:
+    """Go back through the rows of a polynomial up to pre¹·w²; return Σ g·w·∂G/∂w."""
     through_w = 0.0
-    for i in range(d_in):
-        if is_bilinear(theta):
-            g_x, along = _through_bilinear_row(
-                columns, i, pre[i], scale, step_size, kept, w, g, sums
-            )
-        else:
-            g_x, along = _through_general_row(
-                columns, i, pre[i], scale, step_size, kept, w, buffers, g, sums
-            )
+    for i in range(w.shape[0]):
+        x, g_x, along = pre[i], _0, _0
+        for j in range(w.shape[1]):
+            f1 = columns[1, 0, j] + x * columns[1, 1, j]
+            f2 = columns[2, 0, j] + x * columns[2, 1, j]
+            scaled = scale * w[i, j]
+            slope = f1 + _2 * f2 * scaled
+            p0 = g[i, j]
+            p1 = p0 * scaled
+            p2 = p1 * scaled
+            sums[0, 0, j] += p0
+            sums[0, 1, j] += x * p0
+            sums[1, 0, j] += p1
+            sums[1, 1, j] += x * p1
+            sums[2, 0, j] += p2
+            sums[2, 1, j] += x * p2
+            g_x += p0 * columns[0, 1, j] + p1 * columns[1, 1, j] + p2 * columns[2, 1, j]
+            along += p1 * slope
+            g[i, j] = p0 * (kept + step_size * scale * slope)
         g_pre[i] = step_size * g_x
         through_w += along
-    return _through_columns(theta.coefficients, sums, u, step_size, g_u, gradient), through_w
+    return through_w
 
 
 @kernel()
-def _through_bilinear_row(
+def _through_general(
     columns: F32,
-    i: int,
-    x: Number,
+    pre: F32,
     scale: Number,
     step_size: Number,
     kept: Number,
     w: F32,
     g: F32,
+    g_pre: F32,
     sums: F32,
-) -> tuple[Number, Number]:
-    """Go back through row i of a polynomial up to pre¹·w²; return Σ g·∂G/∂pre and Σ g·w·∂G/∂w."""
-    g_x, along = _0, _0
-    for j in range(w.shape[1]):
-        f1 = columns[1, 0, j] + x * columns[1, 1, j]
-        f2 = columns[2, 0, j] + x * columns[2, 1, j]
-        scaled = scale * w[i, j]
-        slope = f1 + _2 * f2 * scaled
-        p0 = g[i, j]
-        p1 = p0 * scaled
-        p2 = p1 * scaled
-        sums[0, 0, j] += p0
-        sums[0, 1, j] += x * p0
-        sums[1, 0, j] += p1
-        sums[1, 1, j] += x * p1
-        sums[2, 0, j] += p2
-        sums[2, 1, j] += x * p2
-        g_x += p0 * columns[0, 1, j] + p1 * columns[1, 1, j] + p2 * columns[2, 1, j]
-        along += p1 * slope
-        g[i, j] = p0 * (kept + step_size * scale * slope)
-    return np.float32(g_x), np.float32(along)
-
-
-@kernel()
-def _through_general_row(
-    columns: F32,
-    i: int,
-    x: Number,
-    scale: Number,
-    step_size: Number,
-    kept: Number,
-    w: F32,
-    buffers: F32,
-    g: F32,
-    sums: F32,
-) -> tuple[Number, Number]:
-    """As ``_through_bilinear_row``, for any exponents."""
+    buffers: Buffers,
+) -> Number:
+    """As ``_through_bilinear``, for any exponents."""
     powers_w, powers_pre, d_hidden = columns.shape
-    p, field, slope = buffers
-    fill(slope, _0)
-    for m in range(powers_w - 1, 0, -1):
-        row_field(columns, m, x, field)
-        power = np.float32(m)
-        for j in range(d_hidden):
-            slope[j] = slope[j] * scale * w[i, j] + power * field[j]
-    copy(g[i], p)
-    g_x, along = _0, _0
-    for m in range(powers_w):
-        power, below = _1, _0
-        for a in range(powers_pre):
-            part = _0
+    p, field, slope = buffers.p, buffers.field, buffers.g_w
+    through_w = 0.0
+    for i in range(w.shape[0]):
+        x, g_x, along = pre[i], _0, _0
+        fill(slope, _0)
+        for m in range(powers_w - 1, 0, -1):
+            row_field(columns, m, x, field)
             for j in range(d_hidden):
-                sums[m, a, j] += power * p[j]
-                part += columns[m, a, j] * p[j]
-            g_x += np.float32(a) * below * part
-            below = power
-            power *= x
+                slope[j] = slope[j] * scale * w[i, j] + np.float32(m) * field[j]
+        copy(g[i], p)
+        for m in range(powers_w):
+            power, below = _1, _0
+            for a in range(powers_pre):
+                part = _0
+                for j in range(d_hidden):
+                    sums[m, a, j] += power * p[j]
+                    part += columns[m, a, j] * p[j]
+                g_x += np.float32(a) * below * part
+                below = power
+                power *= x
+            for j in range(d_hidden):
+                p[j] *= scale * w[i, j]
         for j in range(d_hidden):
-            p[j] *= scale * w[i, j]
-    for j in range(d_hidden):
-        along += g[i, j] * slope[j] * scale * w[i, j]
-        g[i, j] *= kept + step_size * scale * slope[j]
-    return np.float32(g_x), np.float32(along)
+            along += g[i, j] * slope[j] * scale * w[i, j]
+            g[i, j] *= kept + step_size * scale * slope[j]
+        g_pre[i] = step_size * g_x
+        through_w += along
+    return through_w
 
 
 @kernel()
 def _through_columns(
-    coefficients: F32, sums: F32, u: F32, step_size: Number, g_u: F32, gradient: Theta
+    coefficients: F32,
+    sums: F32,
+    u: F32,
+    step_size: Number,
+    g_u: F32,
+    power: F32,
+    gradient: Theta,
 ) -> Number:
     """From the sums over rows to the gradients of c and u; return Σ g·G, G being linear in c."""
     powers_pre, powers_post, powers_w = coefficients.shape
-    power = np.empty(u.shape[0], np.float32)
     fill(g_u, _0)
     through = 0.0
     for m in range(powers_w):
@@ -276,95 +391,140 @@ def _through_mlp(
     g_u: F32,
     gradient: Theta,
     scratch: Scratch,
+    buffers: Buffers,
 ) -> tuple[Number, Number]:
-    """Go back through M = kept·w + step_size·G(pre, u, scale·w); see ``_through_rule``.
+    """Go back through M = kept·w + step_size·G(pre, u, scale·w), from g on M to g on w.
+
+    Returns Σ g·G and Σ g·w·∂G/∂w.
 
     Where a unit is on, its share of g is summed over rows, over columns, and times w; since the
     unit is linear there, every gradient follows from the three sums.
     """
-    units = theta.units
     d_in, d_hidden = w.shape
-    count = units.shape[0]
-    columns = mlp_columns(units, u, scratch)
-    over_rows = np.zeros((count, d_hidden), np.float32)
-    over_columns, times_w = np.zeros((d_in, count), np.float32), np.zeros(count)
-    g_w = np.empty(d_hidden, np.float32)
-    g_b2, through_w = 0.0, 0.0
-    for i in range(d_in):
-        fill(g_w, _0)
-        for k in range(0, count, 2):
-            t0, t1 = _unit_sums(
-                units, columns, i, k, pre[i], scale, w, g, over_rows, over_columns, g_w
-            )
-            times_w[k] += t0
-            times_w[k + 1] += t1
-        total, along = _0, _0
-        for j in range(d_hidden):
-            total += g[i, j]
-            along += g_w[j] * w[i, j]
-            g[i, j] = kept * g[i, j] + step_size * g_w[j]
-        g_b2 += total
-        through_w += along
-    through = g_b2 * theta.scalars[B2]
-    gradient.scalars[B2] += step_size * g_b2
+    over_columns, times_w = buffers.over_columns, buffers.times_w
+    for k in range(theta.units.shape[0]):
+        times_w[k] = 0.0
+        buffers.by_post[k] = 0.0
+        for i in range(d_in):
+            over_columns[i, k] = _0
     fill(g_u, _0)
     fill(g_pre, _0)
-    for k in range(count):
-        c, g_unit = units[k, OUT_WEIGHT], gradient.units[k]
-        row, column = over_columns[:, k], over_rows[k]
-        total, by_pre, by_post = 0.0, 0.0, dot(column, u)
-        for i in range(d_in):
-            total += row[i]
-            by_pre += row[i] * pre[i]
-            g_pre[i] += step_size * c * units[k, PRE_WEIGHT] * row[i]
-        for j in range(d_hidden):
-            g_u[j] += step_size * c * units[k, POST_WEIGHT] * column[j]
-        g_unit[PRE_WEIGHT] += step_size * c * by_pre
-        g_unit[POST_WEIGHT] += step_size * c * by_post
-        g_unit[W_WEIGHT] += step_size * c * times_w[k]
-        g_unit[BIAS] += step_size * c * total
-        out = (
-            units[k, PRE_WEIGHT] * by_pre
-            + units[k, POST_WEIGHT] * by_post
-            + units[k, W_WEIGHT] * times_w[k]
-            + units[k, BIAS] * total
+    g_b2, through_w = 0.0, 0.0
+    for first in range(0, d_hidden, _PANEL):
+        last = min(first + _PANEL, d_hidden)
+        total, along = _through_panel(
+            theta,
+            first,
+            last,
+            w,
+            pre,
+            u,
+            scale,
+            step_size,
+            kept,
+            g,
+            g_u,
+            gradient,
+            scratch,
+            buffers,
         )
-        g_unit[OUT_WEIGHT] += step_size * out
-        through += c * out
-    return through, through_w
+        g_b2 += total
+        through_w += along
+    through = _through_units(theta, pre, step_size, g_pre, gradient, buffers)
+    gradient.scalars[B2] += step_size * g_b2
+    return through + g_b2 * theta.scalars[B2], through_w
 
 
 @kernel()
-def _unit_sums(
-    units: F32,
-    columns: F32,
-    i: int,
-    k: int,
-    x: Number,
-    scale: Number,
+def _through_panel(
+    theta: Theta,
+    first: int,
+    last: int,
     w: F32,
+    pre: F32,
+    u: F32,
+    scale: Number,
+    step_size: Number,
+    kept: Number,
     g: F32,
-    over_rows: F32,
-    over_columns: F32,
-    g_w: F32,
+    g_u: F32,
+    gradient: Theta,
+    scratch: Scratch,
+    buffers: Buffers,
 ) -> tuple[Number, Number]:
-    """Sum two units' share of g in row i; g_w += g·∂G/∂w; return their sums times scaled w."""
-    a0, a1 = units[k, W_WEIGHT] * scale, units[k + 1, W_WEIGHT] * scale
-    c0, c1 = units[k, OUT_WEIGHT] * a0, units[k + 1, OUT_WEIGHT] * a1
-    s0, s1 = -units[k, PRE_WEIGHT] * x, -units[k + 1, PRE_WEIGHT] * x
-    total0, total1, times0, times1 = _0, _0, _0, _0
-    for j in range(w.shape[1]):
-        on0 = g[i, j] if a0 * w[i, j] + columns[k, j] > s0 else _0
-        on1 = g[i, j] if a1 * w[i, j] + columns[k + 1, j] > s1 else _0
-        over_rows[k, j] += on0
-        over_rows[k + 1, j] += on1
-        total0 += on0
-        total1 += on1
-        times0 += on0 * w[i, j]
-        times1 += on1 * w[i, j]
-        g_w[j] += c0 * on0 + c1 * on1
-    over_columns[i, k], over_columns[i, k + 1] = total0, total1
-    return np.float32(scale * times0), np.float32(scale * times1)
+    """Go back through the columns from first to before last; return Σ g and Σ g·w·∂G/∂w.
+
+    What is kept of each column is read and written once a row: a panel of it fits the first cache.
+    """
+    units, width, count = theta.units, last - first, theta.units.shape[0]
+    u, g_u, g_w = u[first:last], g_u[first:last], buffers.g_w[:width]
+    columns = mlp_columns(units, u, scratch)
+    sums = buffers.sums[: count * width]
+    fill(sums, _0)
+    over_rows, over_columns = sums.reshape((count, width)), buffers.over_columns
+    g_b2, through_w = 0.0, 0.0
+    for i in range(w.shape[0]):
+        x, wi, gi = pre[i], w[i, first:last], g[i, first:last]
+        fill(g_w, _0)
+        for k in range(0, count, 2):
+            a0, a1 = units[k, W_WEIGHT] * scale, units[k + 1, W_WEIGHT] * scale
+            c0, c1 = units[k, OUT_WEIGHT] * a0, units[k + 1, OUT_WEIGHT] * a1
+            s0, s1 = -units[k, PRE_WEIGHT] * x, -units[k + 1, PRE_WEIGHT] * x
+            total0, total1, times0, times1 = _0, _0, _0, _0
+            for j in range(width):
+                on0 = gi[j] if a0 * wi[j] + columns[k, j] > s0 else _0
+                on1 = gi[j] if a1 * wi[j] + columns[k + 1, j] > s1 else _0
+                over_rows[k, j] += on0
+                over_rows[k + 1, j] += on1
+                total0 += on0
+                total1 += on1
+                times0 += on0 * wi[j]
+                times1 += on1 * wi[j]
+                g_w[j] += c0 * on0 + c1 * on1
+            over_columns[i, k] += total0
+            over_columns[i, k + 1] += total1
+            buffers.times_w[k] += scale * times0
+            buffers.times_w[k + 1] += scale * times1
+        total, along = _0, _0
+        for j in range(width):
+            total += gi[j]
+            along += g_w[j] * wi[j]
+            gi[j] = kept * gi[j] + step_size * g_w[j]
+        g_b2 += total
+        through_w += along
+    for k in range(count):
+        c, by_post = step_size * units[k, OUT_WEIGHT], dot(over_rows[k], u)
+        gradient.units[k, POST_WEIGHT] += c * by_post
+        gradient.units[k, OUT_WEIGHT] += step_size * units[k, POST_WEIGHT] * by_post
+        for j in range(width):
+            g_u[j] += c * units[k, POST_WEIGHT] * over_rows[k, j]
+        buffers.by_post[k] += by_post
+    return g_b2, through_w
+
+
+@kernel()
+def _through_units(
+    theta: Theta, pre: F32, step_size: Number, g_pre: F32, gradient: Theta, buffers: Buffers
+) -> Number:
+    """From the sums over all synapses to the gradients of the units and of pre; return Σ g·G."""
+    units, through = theta.units, 0.0
+    for k in range(units.shape[0]):
+        c, total, by_pre = step_size * units[k, OUT_WEIGHT], 0.0, 0.0
+        for i in range(pre.shape[0]):
+            total += buffers.over_columns[i, k]
+            by_pre += buffers.over_columns[i, k] * pre[i]
+            g_pre[i] += c * units[k, PRE_WEIGHT] * buffers.over_columns[i, k]
+        out = (
+            units[k, PRE_WEIGHT] * by_pre
+            + units[k, W_WEIGHT] * buffers.times_w[k]
+            + units[k, BIAS] * total
+        )
+        gradient.units[k, PRE_WEIGHT] += c * by_pre
+        gradient.units[k, W_WEIGHT] += c * buffers.times_w[k]
+        gradient.units[k, BIAS] += c * total
+        gradient.units[k, OUT_WEIGHT] += step_size * out
+        through += units[k, OUT_WEIGHT] * (out + units[k, POST_WEIGHT] * buffers.by_post[k])
+    return through
 
 
 @kernel()
@@ -411,10 +571,9 @@ def _through_learning(
     ratio: Number,
     row: Tape,
     g: F32,
-    g_z: F32,
-    g_post: F32,
     gradient: Theta,
     scratch: Scratch,
+    buffers: Buffers,
 ) -> Number:
     """Go back through ``kernels.learn``: g from the cotangent of W after to that of W before.
 
@@ -422,25 +581,28 @@ def _through_learning(
         The cotangent of H, through α.
     """
     entropy, beta, z = row.readings[0], row.readings[2], row.z
+    g_z, g_post = buffers.g_z, buffers.g_post
     d_hidden = w.shape[1]
     post, u = scratch.post, scratch.u
     activity_of(row.h, target, ratio, post)
     pre_scale, post_scale, scale = scales_of(constants, w, z, post, beta)
-    pre = z * pre_scale
+    pre = scratch.pre
+    for i in range(z.shape[0]):
+        pre[i] = pre_scale * z[i]
     clamped(constants, post, post_scale, u)
     alpha, kappa = rate_of(constants, entropy), constants.kappa
     if constants.normalisation != NONE:
-        _through_normalisation(constants, w_after, row.norms, g)
+        _through_normalisation(constants, w_after, row.norms, g, buffers)
     if kappa:
         gradient.scalars[LOG_RECOVERY] += kappa * _through_recovery(w, innate, g)
     step_size, kept = alpha / scale, _1 - kappa
     if theta.units.shape[0]:
         through, through_w = _through_mlp(
-            theta, w, pre, u, scale, step_size, kept, g, g_z, g_post, gradient, scratch
+            theta, w, pre, u, scale, step_size, kept, g, g_z, g_post, gradient, scratch, buffers
         )
     else:
         through, through_w = _through_polynomial(
-            theta, w, pre, u, scale, step_size, kept, g, g_z, g_post, gradient, scratch
+            theta, w, pre, u, scale, step_size, kept, g, g_z, g_post, gradient, scratch, buffers
         )
     for j in range(d_hidden):
         if abs(post[j] * post_scale) > constants.post_clamp:
@@ -534,11 +696,13 @@ def _through_step(
     g: State,
     gradient: Theta,
     scratch: Scratch,
+    buffers: Buffers,
 ) -> None:
     """Go back through ``kernels.step``: g from the cotangent of the state after to that before."""
-    d_in, d_hidden = w.shape
-    g_z, g_post = np.zeros(d_in, np.float32), np.zeros(d_hidden, np.float32)
-    g_a, g_innate_a = np.zeros(d_hidden, np.float32), np.zeros(d_hidden, np.float32)
+    g_z, g_post, g_a, g_innate_a = buffers.g_z, buffers.g_post, buffers.g_a, buffers.g_innate_a
+    fill(g_z, _0)
+    fill(g_post, _0)
+    fill(g_innate_a, _0)
     g_h, g_innate_h = _through_readout(constants, theta, row, g_logit, g, gradient)
     g_h += g_entropy
     if constants.plasticity:
@@ -552,22 +716,61 @@ def _through_step(
             ratio,
             row,
             g.w,
-            g_z,
-            g_post,
             gradient,
             scratch,
+            buffers,
         )
     h, innate_h = row.h, row.innate_h
-    for j in range(d_hidden):
+    for j in range(h.shape[0]):
         g_a[j] = (_1 - ratio) * g_post[j]
     _through_deviation(h, row.readings[0], np.float32(g_h), g_a)
     _through_deviation(innate_h, row.readings[1], np.float32(g_innate_h), g_innate_a)
-    for j in range(d_hidden):
+    for j in range(h.shape[0]):
         g_a[j] *= _1 - h[j] * h[j]
         g_innate_a[j] *= _1 - innate_h[j] * innate_h[j]
     _through_reading(innate, w, row.z, g_a, g_innate_a, g.w, g_z)
     if constants.memory:
         _through_memory(constants, theta, row, g_z, g, gradient)
+
+
+@kernel()
+def _live_again(
+    constants: Constants,
+    theta: Theta,
+    innate: F32,
+    inputs: F32,
+    target: F32,
+    ratios: F32,
+    first: int,
+    count: int,
+    checkpoint: State,
+    w_after: F32,
+    norms: F32,
+    room: Room,
+    scratch: Scratch,
+) -> None:
+    """Live a segment from its checkpoint, and keep every W and what its adjoints need.
+
+    Where the last step leads, and by which norms, is known: it is only read, not learned.
+    """
+    ws, rest = room.ws, room.state
+    copy_matrix(checkpoint.w, ws[0])
+    copy(checkpoint.short_term, rest.short_term)
+    copy(checkpoint.long_term, rest.long_term)
+    copy(checkpoint.mean, rest.mean)
+    copy(checkpoint.gains, rest.gains)
+    rest.steps[0] = checkpoint.steps[0]
+    for s in range(count - 1):
+        copy_matrix(ws[s], ws[s + 1])
+        state = State(ws[s + 1], rest.short_term, rest.long_term, rest.mean, rest.gains, rest.steps)
+        row, t = row_of(room.tape, s), first + s
+        step(constants, theta, innate, state, inputs[t], target, ratios[t], row, scratch)
+        settle(state.w, scratch)
+    row = row_of(room.tape, count - 1)
+    state = State(ws[count - 1], rest.short_term, rest.long_term, rest.mean, rest.gains, rest.steps)
+    read(constants, theta, innate, state, inputs[first + count - 1], row, scratch)
+    copy(norms, row.norms)
+    copy_matrix(w_after, ws[count])
 
 
 @kernel()
@@ -580,13 +783,13 @@ def pull_back(
     ratios: F32,
     segment: int,
     checkpoints: State,
+    norms: F32,
+    end: F32,
     g_entropy: F32,
     g_logit: F32,
     g: State,
     gradient: Theta,
-    ws: F32,
-    tape: Tape,
-    memory: F32,
+    room: Room,
 ) -> None:
     """Add the vector-Jacobian product of ``kernels.live`` to a gradient of θ.
 
@@ -598,47 +801,113 @@ def pull_back(
         target: see above.
         ratios: see above.
         segment: at least 1.
-        checkpoints: as ``live`` left them.
+        checkpoints: as ``live`` left them; so are norms.
+        norms: see above.
+        end: W after the last step.
         g_entropy: cotangent of each step's H, ``(steps,)``.
         g_logit: cotangent of each step's log-odds, ``(steps,)``.
-        g: cotangent of the last state; ends as that of the first. Mean, β and steps take no part.
+        g: cotangent of the last state; its vectors are written on. Mean, β and steps take no part.
         gradient: float64, as θ; added to.
-        ws: room for one more W than a segment has steps, ``(segment + 1, d_in, d_hidden)``.
-        tape: room for a segment.
-        memory: ``kernels.memory_for`` the genome.
+        room: for a segment of this genome.
     """
     steps = inputs.shape[0]
-    theta, innate, gradient = borrowed_theta(theta), borrowed(innate), borrowed_theta(gradient)
-    inputs, target, ws, tape = borrowed(inputs), borrowed(target), borrowed(ws), borrowed_tape(tape)
-    g = borrowed_state(g)
-    scratch, _ = laid_out(borrowed(memory), innate.shape[0], innate.shape[1])
+    scratch, _ = laid_out(room.memory, innate.shape[0], innate.shape[1])
+    copy_matrix(g.w, room.g_w)
+    g = State(room.g_w, g.short_term, g.long_term, g.mean, g.gains, g.steps)
     for k in range((steps - 1) // segment, -1, -1):
         first, count = k * segment, min(segment, steps - k * segment)
-        short_term, long_term = checkpoints.short_term[k].copy(), checkpoints.long_term[k].copy()
-        mean, gains = checkpoints.mean[k].copy(), checkpoints.gains[k].copy()
-        lived = checkpoints.steps[k].copy()
-        copy_matrix(checkpoints.w[k], ws[0])
-        for s in range(count):
-            copy_matrix(ws[s], ws[s + 1])
-            state = State(ws[s + 1], short_term, long_term, mean, gains, lived)
-            t = first + s
-            row = row_of(tape, s)
-            step(constants, theta, innate, state, inputs[t], target, ratios[t], row, scratch)
-            settle(state.w, scratch)
+        _live_again(
+            constants,
+            theta,
+            innate,
+            inputs,
+            target,
+            ratios,
+            first,
+            count,
+            state_of(checkpoints, k),
+            end if first + count == steps else checkpoints.w[k + 1],
+            norms[k],
+            room,
+            scratch,
+        )
         for s in range(count - 1, -1, -1):
             t = first + s
             _through_step(
                 constants,
                 theta,
                 innate,
-                ws[s],
-                ws[s + 1],
+                room.ws[s],
+                room.ws[s + 1],
                 target,
                 ratios[t],
-                row_of(tape, s),
+                row_of(room.tape, s),
                 g_entropy[t],
                 g_logit[t],
                 g,
                 gradient,
                 scratch,
+                room.buffers,
             )
+
+
+@kernel()
+def pull_all_back(
+    first: int,
+    last: int,
+    constants: Constants,
+    theta: Theta,
+    innate: F32,
+    inputs: F32,
+    targets: F32,
+    ratios: F32,
+    segment: int,
+    checkpoints: State,
+    norms: F32,
+    end: F32,
+    g_entropy: F32,
+    g_logit: F32,
+    g: State,
+    gradients: Theta,
+    room: Room,
+) -> None:
+    """Do ``pull_back`` for some lifetimes of a batch, from first to before last.
+
+    Arguments are those of ``pull_back``, with the lifetimes of the batch on a leading axis where
+    they differ; gradients too, one a lifetime.
+    """
+    theta, innate, checkpoints = (
+        borrowed_theta(theta),
+        borrowed(innate),
+        borrowed_state(checkpoints),
+    )
+    inputs, targets, ratios = borrowed(inputs), borrowed(targets), borrowed(ratios)
+    g_entropy, g_logit, g = borrowed(g_entropy), borrowed(g_logit), borrowed_state(g)
+    gradients, norms, end = borrowed_theta(gradients), borrowed(norms), borrowed(end)
+    room = Room(
+        borrowed(room.ws),
+        borrowed_tape(room.tape),
+        borrowed_state(room.state),
+        borrowed(room.g_w),
+        borrowed(room.memory),
+        _borrowed_buffers(room.buffers),
+    )
+    for i in range(first, last):
+        gradient = Theta(gradients.scalars[i], gradients.coefficients[i], gradients.units[i])
+        pull_back(
+            constants,
+            theta,
+            innate,
+            inputs[i],
+            targets[i],
+            ratios,
+            segment,
+            state_of(checkpoints, i),
+            norms[i],
+            end[i],
+            g_entropy[i],
+            g_logit[i],
+            state_of(g, i),
+            gradient,
+            room,
+        )

@@ -138,7 +138,7 @@ def newborn(genome: Genome, batch: int = 1) -> CortexState:
     """State at birth: innate weights, empty memories, β = 1; on θ's device, of its type."""
     cortex = genome.config.cortex
     like = genome.theta["log_alpha"]
-    w = innate_weights(cortex).to(like).expand(batch, -1, -1).clone()
+    w = innate_weights(cortex).to(like).expand(batch, -1, -1)
     zeros = like.new_zeros(batch, cortex.d_in)
     steps = torch.zeros(batch, dtype=torch.int64, device=like.device)
     return CortexState(
@@ -160,7 +160,8 @@ def recall(genome: Genome, state: CortexState, e: Tensor) -> Reading:
     Args:
         genome: the rule and its configuration.
         state: a batch of cortices.
-        e: encoded chunks, ``(batch, d_in)``.
+        e: encoded chunks, ``(batch, d_in)``, or many a cortex, ``(cues, batch, d_in)``; the
+            reading has their leading axes.
     """
     config = genome.config.cortex
     x = _centred(e, state) if config.centring else e
@@ -241,7 +242,9 @@ def normalise(w: Tensor, normalisation: Normalisation, epsilon: float) -> Tensor
 
 def _response(z: Tensor, w: Tensor) -> Tensor:
     """tanh(zW); equal weights give equal bits, whichever tensor holds them."""
-    return torch.tanh(torch.bmm(z.unsqueeze(1), w).squeeze(1))
+    if z.dim() == 2:
+        return torch.tanh(torch.bmm(z.unsqueeze(1), w).squeeze(1))
+    return torch.tanh(torch.bmm(z.transpose(0, 1), w).transpose(0, 1))
 
 
 def _plasticity(genome: Genome, state: CortexState, reading: Reading, post: Tensor) -> Tensor:
@@ -262,7 +265,7 @@ def _plasticity(genome: Genome, state: CortexState, reading: Reading, post: Tens
 
 def _centred(e: Tensor, state: CortexState) -> Tensor:
     centred = e - state.mean
-    norm: Tensor = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
     return centred / norm.clamp_min(_UNIT_NORM_FLOOR)
 
 

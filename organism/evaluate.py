@@ -22,6 +22,7 @@ from organism.auroc import auroc
 from organism.chunking import split_lines
 from organism.encoder import encode
 from organism.figures import to_json
+from organism.fused import set_threads
 from organism.genome import Genome, GenomeError, load
 from organism.lifetime import live
 from organism.tasks.streams import damage
@@ -142,7 +143,7 @@ def _column_auroc(scores: Tensor, positive: Tensor) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 2 unusable arguments or files."""
     options = _parser().parse_args(arguments)
-    torch.set_num_threads(1)
+    set_threads(1)
     try:
         identities = split_lines(options.identity.read_bytes()) if options.identity else None
         lines = split_lines(options.lines.read_bytes())

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ from organism.jit import F32, aligned, aligned_copy
 from organism.kernels import Constants, State, Theta
 from organism.rules import normalised_length
 
+# W is kept at every step up to so many bytes a batch; beyond, segments are lived again.
+_KEPT_BYTES = 1 << 28
+
 _AXES = {
     "row": kernels.ROW,
     "column": kernels.COLUMN,
@@ -41,16 +45,22 @@ class _Threads:
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
+        self._count = 1
 
     def set(self, count: int) -> None:
-        self._pool = ThreadPoolExecutor(count, "lifetime") if count > 1 else None
+        if self._pool:
+            self._pool.shutdown()
+        self._pool = ThreadPoolExecutor(count - 1, "lifetime") if count > 1 else None
+        self._count = count
 
-    def each(self, work: Callable[[int], None], count: int) -> None:
-        if self._pool is None or count == 1:
-            for i in range(count):
-                work(i)
-        else:
-            list(self._pool.map(work, range(count)))
+    def share(self, work: Callable[[int, int], None], total: int) -> None:
+        """Do work on a number of lifetimes, a share each; the caller does the last."""
+        bounds = [total * k // self._count for k in range(self._count + 1)]
+        *others, (first, last) = pairwise(bounds)
+        waiting = [self._pool.submit(work, *share) for share in others] if self._pool else []
+        work(first, last)
+        for future in waiting:
+            future.result()
 
 
 _threads = _Threads()
@@ -82,10 +92,6 @@ class Program:
     constants: Constants
     theta: Theta
     innate: F32
-
-    def memory(self) -> F32:
-        """Make room for what a step computes; one for each thread."""
-        return kernels.memory_for(self.theta, *self.innate.shape)
 
 
 def compile_genome(config: GenomeConfig, theta: Mapping[str, Tensor]) -> Program:
@@ -219,8 +225,12 @@ class _Lives:
 
     @property
     def segment(self) -> int:
-        """Steps between two checkpoints: √steps; 0 where nobody learns: none are kept."""
-        return math.isqrt(max(self.inputs.shape[1] - 1, 0)) + 1 if self.learning else 0
+        """Steps between two checkpoints: 1 while that is little, then √steps; 0: none are kept."""
+        batch, steps, d_in = self.inputs.shape
+        whole = 4 * batch * steps * d_in * self.targets.shape[1]
+        if not self.learning:
+            return 0
+        return 1 if whole <= _KEPT_BYTES else math.isqrt(steps - 1) + 1
 
     def program(self, values: Sequence[Tensor]) -> Program:
         """The genome with these values of θ."""
@@ -237,27 +247,31 @@ class _Live(torch.autograd.Function):
         program, states = lives.program(values), split(state)
         entropy, logit, beta = np.empty((3, batch, steps), np.float32)
         kept = -(-steps // lives.segment) if lives.segment else 0
-        checkpoints = [copies(s, kept) for s in states]
+        checkpoints = State(*(aligned((batch, kept, *p.shape[1:]), p.dtype.type) for p in states))
+        norms = aligned((batch, kept, max(program.innate.shape)))
 
-        def work(i: int) -> None:
-            kernels.live(
+        def work(first: int, last: int) -> None:
+            kernels.live_all(
+                first,
+                last,
                 program.constants,
                 program.theta,
                 program.innate,
-                states[i],
-                lives.inputs[i],
-                lives.targets[i],
+                states,
+                lives.inputs,
+                lives.targets,
                 lives.ratios,
-                entropy[i],
-                logit[i],
-                beta[i],
+                entropy,
+                logit,
+                beta,
                 lives.segment,
-                checkpoints[i],
-                program.memory(),
+                checkpoints,
+                norms,
+                kernels.memory_for(program.theta, *program.innate.shape),
             )
 
-        _threads.each(work, batch)
-        ctx.lives, ctx.checkpoints = lives, checkpoints
+        _threads.share(work, batch)
+        ctx.lives, ctx.checkpoints, ctx.norms, ctx.end = lives, checkpoints, norms, states.w
         ctx.save_for_backward(*values)
         end = join(states)
         learned = (end.w, end.short_term, end.long_term, end.level)
@@ -272,41 +286,42 @@ class _Live(torch.autograd.Function):
         lives, values = ctx.lives, ctx.saved_tensors
         program = lives.program(values)
         w, short_term, long_term, level, entropy, logit = (_array(c) for c in cotangents[:6])
-        batch = len(lives.inputs)
-        gradients = [_blank(lives.config, np.float64) for _ in range(batch)]
+        batch, d_in, d_hidden = w.shape
+        gains = np.stack([np.zeros_like(level), level], axis=1)
+        g = State(
+            w,
+            aligned_copy(short_term),
+            aligned_copy(long_term),
+            np.empty((batch, 0), np.float32),
+            gains,
+            np.empty((batch, 0), np.int64),
+        )
+        one = _blank(lives.config, np.float64)
+        gradients = Theta(*(np.zeros((batch, *part.shape)) for part in one))
 
-        def work(i: int) -> None:
-            gains = np.array([0, level[i]], np.float32)
-            nothing, no_steps = np.empty(0, np.float32), np.empty(0, np.int64)
-            g = State(
-                aligned_copy(w[i]),
-                short_term[i].copy(),
-                long_term[i].copy(),
-                nothing,
-                gains,
-                no_steps,
-            )
-            adjoint.pull_back(
+        def work(first: int, last: int) -> None:
+            adjoint.pull_all_back(
+                first,
+                last,
                 program.constants,
                 program.theta,
                 program.innate,
-                lives.inputs[i],
-                lives.targets[i],
+                lives.inputs,
+                lives.targets,
                 lives.ratios,
                 lives.segment,
-                ctx.checkpoints[i],
-                entropy[i],
-                logit[i],
+                ctx.checkpoints,
+                ctx.norms,
+                ctx.end,
+                entropy,
+                logit,
                 g,
-                gradients[i],
-                aligned((lives.segment + 1, *w.shape[1:])),
-                kernels.new_tape(lives.segment, *w.shape[1:]),
-                program.memory(),
+                gradients,
+                adjoint.new_room(program.theta, d_in, d_hidden, lives.segment),
             )
 
-        _threads.each(work, batch)
-        total = Theta(*(np.sum(parts, axis=0) for parts in zip(*gradients, strict=True)))
-        views = _views(lives.config, total)
+        _threads.share(work, batch)
+        views = _views(lives.config, Theta(*(part.sum(axis=0) for part in gradients)))
         return (
             None,
             None,
@@ -327,31 +342,20 @@ def _targets(target: Tensor | None, state: CortexState) -> F32:
     return np.zeros((batch, d_hidden), np.float32) if target is None else _array(target)
 
 
-def split(state: CortexState) -> list[State]:
-    """Copy a batch apart, for the kernels to write on."""
-    gains = np.stack([_array(state.beta), _array(state.level)], axis=1)
-    return [
-        State(
-            aligned_copy(_array(state.w[i])),
-            aligned_copy(_array(state.short_term[i])),
-            aligned_copy(_array(state.long_term[i])),
-            aligned_copy(_array(state.mean[i])),
-            gains[i],
-            aligned_copy(_array(state.steps[i : i + 1])),
-        )
-        for i in range(len(gains))
-    ]
-
-
-def join(states: Sequence[State]) -> CortexState:
-    """Copy lifetimes into one batch."""
-    w, short_term, long_term, mean, gains, steps = (
-        torch.from_numpy(np.stack(parts)) for parts in zip(*states, strict=True)
+def split(state: CortexState) -> State:
+    """Copy a batch, for the kernels to write on."""
+    return State(
+        aligned_copy(state.w.detach().numpy()),  # a newborn's are one matrix, seen many times
+        aligned_copy(_array(state.short_term)),
+        aligned_copy(_array(state.long_term)),
+        aligned_copy(_array(state.mean)),
+        np.stack([_array(state.beta), _array(state.level)], axis=1),
+        aligned_copy(_array(state.steps)[:, None]),
     )
-    beta, level = gains.clone().T.contiguous()
+
+
+def join(states: State) -> CortexState:
+    """Make a batch of what the kernels wrote on, without a copy of W."""
+    w, short_term, long_term, mean, gains, steps = (torch.from_numpy(part) for part in states)
+    beta, level = gains[:, 0].clone(), gains[:, 1].clone()
     return CortexState(w, short_term, long_term, mean, beta, level, steps[:, 0].clone())
-
-
-def copies(state: State, count: int) -> State:
-    """Room for so many copies of a state."""
-    return State(*(aligned((count, *part.shape), part.dtype.type) for part in state))

@@ -8,6 +8,7 @@ faster. ``NUMBA_CPU_NAME``, ``NUMBA_CPU_FEATURES`` and ``NUMBA_CACHE_DIR`` go be
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -27,6 +28,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _FAST = {"contract", "reassoc", "nsz"}
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 Number = Any
 """A scalar of compiled code, float32 but for sums over many: what it is, numba infers."""
 
@@ -61,9 +63,13 @@ if _config.CPU_NAME is None and _config.CPU_FEATURES is None:
     _config.CPU_FEATURES = llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit"
 
 
+SHORT_BYTES = 1 << 14
+"""So much input is done with in microseconds: kernels with a variant that keeps the GIL take it."""
+
+
 def aligned(shape: tuple[int, ...], dtype: type[np.generic] = np.float32) -> npt.NDArray[Any]:
     """Make room for an array that starts on a cache line: no vector of it spans two of them."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     room = np.empty(size + _ALIGNMENT_BYTES, np.uint8)
     start = -room.ctypes.data % _ALIGNMENT_BYTES
     return room[start : start + size].view(dtype).reshape(shape)
@@ -97,7 +103,7 @@ def _borrowed(typing_context: Any, array: Any) -> Any:
 borrowed: Any = intrinsic(_borrowed)
 
 
-def kernel(*, reassociate: bool = True) -> Callable[[_Function], _Function]:
+def kernel(*, reassociate: bool = True, release: bool = True) -> Callable[[_Function], _Function]:
     """Compile a function on its first call.
 
     The machine code is cached; where there is no folder to write to, it is compiled anew in each
@@ -106,9 +112,11 @@ def kernel(*, reassociate: bool = True) -> Callable[[_Function], _Function]:
     Args:
         reassociate: let sums be reordered; off where the order of operations carries the
             precision. Multiply-adds are contracted in any case.
+        release: release the GIL; off for what takes microseconds: to get it back takes longer
+            where another thread is busy.
     """
     options: dict[str, Any] = {
-        "nogil": True,
+        "nogil": release,
         "error_model": "numpy",
         "fastmath": _FAST if reassociate else {"contract"},
     }

@@ -186,10 +186,27 @@ _LINE = 16  # floats of a cache line
 
 def memory_for(theta: Theta, d_in: int, d_hidden: int) -> F32:
     """Make room for what a lifetime writes on from step to step; see ``laid_out``."""
-    powers_pre, _, powers_w = theta.coefficients.shape
-    columns = len(theta.units) or max(powers_w, 3) * max(powers_pre, 2)
     width = -(-max(d_in, d_hidden) // _LINE) * _LINE
-    return aligned(((_SCRATCH_ROWS + _TAPE_ROWS) * width + columns * d_hidden,))
+    return aligned(((_SCRATCH_ROWS + _TAPE_ROWS) * width + column_count(theta) * d_hidden,))
+
+
+def column_count(theta: Theta) -> int:
+    """How many numbers a rule needs of each column."""
+    powers_pre, _, powers_w = theta.coefficients.shape
+    return len(theta.units) or max(powers_w, 3) * max(powers_pre, 2)
+
+
+def new_state(count: int, d_in: int, d_hidden: int) -> State:
+    """Make room for many states; for 0, for one without W."""
+    many = (count,) if count else ()
+    return State(
+        aligned((count, d_in, d_hidden)),
+        aligned((*many, d_in)),
+        aligned((*many, d_in)),
+        aligned((*many, d_in)),
+        aligned((*many, 2)),
+        aligned((*many, 1), np.int64),
+    )
 
 
 @kernel()
@@ -215,7 +232,7 @@ def laid_out(memory: F32, d_in: int, d_hidden: int) -> tuple[Scratch, Tape]:
         rows[10, :d_in],
         rows[11, :d_hidden],
         rows[12, :d_hidden],
-        rows[13],
+        rows[13, : max(d_in, d_hidden)],
         rows[14, :4],
     )
     return scratch, row
@@ -658,7 +675,8 @@ def row_field(columns: F32, m: int, x: Number, field: F32) -> None:
 @kernel()
 def mlp_columns(units: F32, u: F32, scratch: Scratch) -> F32:
     """w₁ₖ·u + bₖ, ``(units, d_hidden)``: what a column's synapses share in each hidden unit."""
-    columns = scratch.columns.reshape((units.shape[0], u.shape[0]))
+    size = units.shape[0] * u.shape[0]
+    columns = scratch.columns[:size].reshape((units.shape[0], u.shape[0]))
     for k in range(units.shape[0]):
         weight, bias = units[k, POST_WEIGHT], units[k, BIAS]
         for j in range(u.shape[0]):
@@ -850,14 +868,27 @@ def step(
 
 
 @kernel()
+def state_of(states: State, i: int) -> State:
+    """One state of many."""
+    return State(
+        states.w[i],
+        states.short_term[i],
+        states.long_term[i],
+        states.mean[i],
+        states.gains[i],
+        states.steps[i],
+    )
+
+
+@kernel()
 def keep(state: State, kept: State, k: int) -> None:
     """Copy a state to index k of many."""
     copy_matrix(state.w, kept.w[k])
     copy(state.short_term, kept.short_term[k])
     copy(state.long_term, kept.long_term[k])
     copy(state.mean, kept.mean[k])
-    kept.gains[k] = state.gains
-    kept.steps[k] = state.steps
+    copy(state.gains, kept.gains[k])
+    kept.steps[k, 0] = state.steps[0]
 
 
 @kernel()
@@ -874,6 +905,7 @@ def live(
     beta: F32,
     segment: int,
     checkpoints: State,
+    norms: F32,
     memory: F32,
 ) -> None:
     """Live one lifetime on, in place, ``organism.lifetime.live``.
@@ -890,12 +922,13 @@ def live(
         logit: takes the log-odds of familiarity of each step, ``(steps,)``.
         beta: takes β after each step, ``(steps,)``.
         segment: steps between two checkpoints; 0: none.
-        checkpoints: takes the state before each segment.
+        checkpoints: takes the state before each segment, ``(segments, ...)``.
+        norms: takes the norms of the last step of each, ``(segments, max(d_in, d_hidden))``.
         memory: ``memory_for`` the genome.
     """
     state, theta, innate = borrowed_state(state), borrowed_theta(theta), borrowed(innate)
-    inputs, target = borrowed(inputs), borrowed(target)
-    scratch, row = laid_out(borrowed(memory), state.w.shape[0], state.w.shape[1])
+    inputs, target, memory = borrowed(inputs), borrowed(target), borrowed(memory)
+    scratch, row = laid_out(memory, state.w.shape[0], state.w.shape[1])
     for t in range(inputs.shape[0]):
         if segment and t % segment == 0:
             settle(state.w, scratch)
@@ -904,7 +937,54 @@ def live(
             constants, theta, innate, state, inputs[t], target, ratios[t], row, scratch
         )
         beta[t] = state.gains[BETA]
+        if segment and ((t + 1) % segment == 0 or t + 1 == inputs.shape[0]):
+            copy(row.norms, norms[t // segment])
     settle(state.w, scratch)
+
+
+@kernel()
+def live_all(
+    first: int,
+    last: int,
+    constants: Constants,
+    theta: Theta,
+    innate: F32,
+    states: State,
+    inputs: F32,
+    targets: F32,
+    ratios: F32,
+    entropy: F32,
+    logit: F32,
+    beta: F32,
+    segment: int,
+    checkpoints: State,
+    norms: F32,
+    memory: F32,
+) -> None:
+    """Do ``live`` for some lifetimes of a batch, from first to before last.
+
+    Arguments are those of ``live``, with the lifetimes of the batch on a leading axis where they
+    differ.
+    """
+    states, checkpoints = borrowed_state(states), borrowed_state(checkpoints)
+    inputs, targets, norms = borrowed(inputs), borrowed(targets), borrowed(norms)
+    for i in range(first, last):
+        live(
+            constants,
+            theta,
+            innate,
+            state_of(states, i),
+            inputs[i],
+            targets[i],
+            ratios,
+            entropy[i],
+            logit[i],
+            beta[i],
+            segment,
+            state_of(checkpoints, i),
+            norms[i],
+            memory,
+        )
 
 
 @kernel()

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 
 from organism import kernels
 from organism.cortex import CortexState, newborn
-from organism.fused import compile_genome, copies, split
+from organism.fused import compile_genome, join, split
 from organism.genome import Genome
-from organism.jit import F32
+from organism.jit import F32, aligned_copy
+from organism.kernels import State
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ class Trace:
 class LivingCortex:
     """A genome's cortex, moved on by ``learn`` and by nothing else."""
 
-    def __init__(self, genome: Genome, state: CortexState | None = None) -> None:
-        """Wake a state, a batch of one, or a newborn."""
+    def __init__(self, genome: Genome, state: State | None = None) -> None:
+        """Wake a state, or a newborn."""
         self.genome = genome
-        self.restore(newborn(genome) if state is None else state)
+        self.restore(as_state(newborn(genome)) if state is None else state)
 
     @property
     def genome(self) -> Genome:
@@ -63,7 +64,7 @@ class LivingCortex:
     def genome(self, genome: Genome) -> None:
         self._genome = genome
         self._program = compile_genome(genome.config, genome.theta)
-        self._memory = self._program.memory()
+        self._memory = kernels.memory_for(self._program.theta, *self._program.innate.shape)
         self._no_target = np.zeros(genome.config.cortex.d_hidden, np.float32)
 
     def learn(self, inputs: F32) -> Trace:
@@ -83,6 +84,7 @@ class LivingCortex:
             beta,
             0,
             self._no_checkpoints,
+            self._no_norms,
             self._memory,
         )
         return Trace(entropy, _sigmoid(logit), beta)
@@ -95,17 +97,41 @@ class LivingCortex:
         )
         return float(kernels.sigmoid(logit)), float(entropy)
 
-    def state(self) -> CortexState:
-        """Copy the state, a batch of one."""
-        w, short_term, long_term, mean, gains, steps = (
-            torch.from_numpy(part[None].copy()) for part in self._state
-        )
-        return CortexState(w, short_term, long_term, mean, gains[:, 0], gains[:, 1], steps[:, 0])
+    def copy(self) -> State:
+        """Copy the state in microseconds; ``as_cortex`` makes of it what others read."""
+        return copied(self._state)
 
-    def restore(self, state: CortexState) -> None:
+    def restore(self, state: State) -> None:
         """Go back, or forth, to a state."""
-        (self._state,) = split(state)
-        self._no_checkpoints = copies(self._state, 0)
+        self._state = copied(state)
+        nothing: Any = (part[None][:0] for part in self._state)
+        self._no_norms = np.empty((0, 0), np.float32)
+        self._no_checkpoints = State(*nothing)
+
+
+def as_cortex(state: State) -> CortexState:
+    """Make a batch of one of a lifetime's state, without a copy of W."""
+    parts: Any = (part[None] for part in state)
+    return join(State(*parts))
+
+
+def as_state(cortex: CortexState) -> State:
+    """Copy a batch of one."""
+    parts: Any = (part[0] for part in split(cortex))
+    return State(*parts)
+
+
+def copied(state: State) -> State:
+    """Copy a lifetime's state."""
+    w, short_term, long_term, mean, gains, steps = state
+    return State(
+        aligned_copy(w),
+        short_term.copy(),
+        long_term.copy(),
+        mean.copy(),
+        gains.copy(),
+        steps.copy(),
+    )
 
 
 def _sigmoid(logit: F32) -> F32:

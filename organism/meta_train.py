@@ -32,6 +32,7 @@ from torch import Tensor
 
 from organism import tensorfile
 from organism.figures import to_json
+from organism.fused import set_threads
 from organism.genome import (
     MAX_MEMORY_MIXING,
     Genome,
@@ -278,7 +279,7 @@ class Command(BaseSettings, MetaTrainConfig):
         None, description="start from this genome and its configuration, and score it too"
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="where to train")
-    threads: int = Field(os.cpu_count() or 1, ge=1, description="cores torch uses")
+    threads: int = Field(os.cpu_count() or 1, ge=1, description="cores that lifetimes share")
 
     @classmethod
     def settings_customise_sources(
@@ -305,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         command = _parse(arguments)
-        torch.set_num_threads(command.threads)
+        set_threads(command.threads)
         run = _prepare(command, arguments)
     except (ValidationError, GenomeError, tensorfile.TensorFileError, OSError, ValueError) as error:
         print(f"meta_train: {_explain(error)}", file=sys.stderr)

@@ -27,12 +27,12 @@ def deviation(h: Tensor) -> Tensor:
     """H = std(h), the original's proxy for entropy [D26 §4.2]; population, so one column gives 0.
 
     Args:
-        h: ``(batch, d_hidden)``.
+        h: ``(..., d_hidden)``.
 
     Returns:
-        ``(batch,)``, at least 0; its gradient at 0 is taken as 0.
+        ``(...,)``, at least 0; its gradient at 0 is taken as 0.
     """
-    variance = (h - h.mean(1, keepdim=True)).square().mean(1)
+    variance = (h - h.mean(-1, keepdim=True)).square().mean(-1)
     positive = variance > 0
     root = torch.where(positive, variance, torch.ones_like(variance)).sqrt()
     return torch.where(positive, root, torch.zeros_like(root))

@@ -5,16 +5,29 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from typing import Any
 
-import torch
 import uvicorn
 
+from organism.fused import set_threads
 from organism.genome import GenomeError, load
 from server.app import make_app
 from server.engine import Engine
 from server.metrics import Metrics
 from server.settings import ServerSettings, SettingsError, load_settings
 from server.storage.snapshot import StateDirError
+
+SERVING: dict[str, Any] = {
+    "http": "httptools",
+    "loop": "asyncio",
+    "proxy_headers": False,
+    "ws": "websockets-sansio",
+    "ws_per_message_deflate": False,
+    # While the window is full nothing is read, pongs included: no client dies of its own backlog.
+    "ws_ping_timeout": None,
+    "access_log": False,
+}
+"""How uvicorn serves, whatever it serves."""
 
 _EXIT_FAILED = 1
 _EXIT_USAGE = 2
@@ -32,8 +45,7 @@ def main() -> int:
     # begun, there is nothing left to do but to leave.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    # One core for the learner: a step's matrices are too small to share, and idle threads spin.
-    torch.set_num_threads(1)
+    set_threads(1)
     try:
         settings = load_settings()
     except SettingsError as error:
@@ -70,14 +82,9 @@ def _serve(settings: ServerSettings, engine: Engine, metrics: Metrics) -> None:
         make_app(settings, engine, metrics),
         host=settings.host,
         port=settings.port,
-        ws="websockets-sansio",
         ws_max_size=settings.body_limit_bytes,
-        ws_per_message_deflate=False,
-        # While the window is full nothing is read, pongs included: no client dies of its own
-        # backlog.
-        ws_ping_timeout=None,
         timeout_graceful_shutdown=settings.stop_timeout_s,
-        access_log=False,
+        **SERVING,
     )
     uvicorn.Server(config).run()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import itertools
 import logging
 import re
 import secrets
@@ -11,22 +12,25 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI, Request, Response
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import errors
 from server.engine import Engine
+from server.ingest import Ingest
 from server.metrics import Metrics
 from server.replies import Replies
 from server.retrain import Retrainer
-from server.routes import Endpoint, make_ingest, make_router
+from server.routes import make_router
 from server.settings import ServerSettings
 from server.stream import make_stream_router
 
 _OPEN_PATHS = ("/healthz", "/readyz")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _POLICY_VIOLATION = 1008
+# Ids of requests that bring none: this process, and a count.
+_PROCESS_ID = secrets.token_hex(8)
+_request_numbers = itertools.count(1)
 
 _log = logging.getLogger("organism.app")
 
@@ -47,7 +51,7 @@ def make_app(settings: ServerSettings, engine: Engine, metrics: Metrics) -> ASGI
         lifespan=lifespan,
     )
     replies = Replies()
-    ingest = make_ingest(settings, engine, replies)
+    ingest = Ingest(settings, engine, replies)
     app.include_router(make_router(settings, engine, retrainer, metrics, replies, ingest))
     app.include_router(make_stream_router(settings, engine, replies))
     app.add_exception_handler(errors.Problem, _on_problem)
@@ -57,26 +61,17 @@ def make_app(settings: ServerSettings, engine: Engine, metrics: Metrics) -> ASGI
 
 
 class _ShortWay:
-    """Takes the posts to one path past the framework's routing, which costs more than learning.
+    """Takes the posts to one path past the framework, to the app that serves them there too."""
 
-    The route stands in the framework too: it describes it, and serves every other method.
-    """
-
-    def __init__(self, app: ASGIApp, path: str, endpoint: Endpoint) -> None:
+    def __init__(self, app: ASGIApp, path: str, served: ASGIApp) -> None:
         self._app = app
         self._path = path
-        self._endpoint = endpoint
+        self._served = served
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != self._path or scope["method"] != "POST":
-            await self._app(scope, receive, send)
-            return
-        request = Request(scope, receive)
-        try:
-            response = await self._endpoint(request)
-        except errors.Problem as problem:
-            response = errors.problem_response(problem, _request_id(request))
-        await response(scope, receive, send)
+        short = scope["type"] == "http" and scope["path"] == self._path
+        app = self._served if short and scope["method"] == "POST" else self._app
+        await app(scope, receive, send)
 
 
 class _Door:
@@ -93,9 +88,7 @@ class _Door:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+        request_id, key = _request_id_and_key(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         started = False
 
@@ -109,7 +102,7 @@ class _Door:
                 ]
             await send(message)
 
-        if not self._admits(scope, headers):
+        if not self._admits(scope, key):
             await _refuse(scope, receive, send_with_id, request_id)
             return
         try:
@@ -120,11 +113,23 @@ class _Door:
                 raise
             await errors.problem_response(errors.failed(), request_id)(scope, receive, send_with_id)
 
-    def _admits(self, scope: Scope, headers: Headers) -> bool:
+    def _admits(self, scope: Scope, key: bytes) -> bool:
         if self._key is None or scope["path"] in _OPEN_PATHS:
             return True
-        expected = f"Bearer {self._key}".encode()
-        return hmac.compare_digest(headers.get("authorization", "").encode("latin-1"), expected)
+        return hmac.compare_digest(key, b"Bearer " + self._key.encode())
+
+
+def _request_id_and_key(scope: Scope) -> tuple[str, bytes]:
+    """Read the two headers that every request is asked for, in one pass."""
+    request_id, key = "", b""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            request_id = value.decode("latin-1")
+        elif name == b"authorization":
+            key = value
+    if not request_id or not _REQUEST_ID.fullmatch(request_id):
+        request_id = f"{_PROCESS_ID}-{next(_request_numbers):x}"
+    return request_id, key
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, request_id: str) -> None:

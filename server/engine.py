@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,12 +26,14 @@ from organism.cortex import CortexState, newborn, plasticity_rate
 from organism.encoder import encode_spans
 from organism.genome import Genome, GenomeError, compatible, from_bytes, to_bytes
 from organism.jit import F32
-from organism.living import LivingCortex, Trace
+from organism.kernels import BETA, State
+from organism.living import LivingCortex, Trace, as_cortex, as_state
 from server import errors
 from server.episodes import Episodes
 from server.metrics import Metrics
 from server.settings import ServerSettings
 from server.storage.snapshot import StateDir, StateDirError
+from server.wire import Receipt
 
 SNAPSHOT_SCHEMA = 1
 
@@ -51,7 +53,7 @@ class Life:
 
     Attributes:
         genome: the running genome.
-        cortex: a batch of one.
+        kept: the state of the cortex.
         offset: bytes of the stream lived.
         generation: genomes swapped in since birth.
         entropy: H of the last chunk; None before the first.
@@ -59,7 +61,7 @@ class Life:
     """
 
     genome: Genome
-    cortex: CortexState
+    kept: State
     offset: int = 0
     generation: int = 0
     entropy: float | None = None
@@ -68,7 +70,12 @@ class Life:
     @property
     def beta(self) -> float:
         """Metabolic β."""
-        return float(self.cortex.beta)
+        return float(self.kept.gains[BETA])
+
+    @property
+    def cortex(self) -> CortexState:
+        """The state as others read it, a batch of one."""
+        return as_cortex(self.kept)
 
     @property
     def plasticity_rate(self) -> float:
@@ -84,17 +91,6 @@ class Life:
         ).hexdigest()
 
 
-class Receipt(NamedTuple):
-    """What became of a message; means are over its chunks, before each was learned."""
-
-    offset: int
-    chunks: int
-    entropy: float | None
-    familiarity: float | None
-    beta: float
-    duplicate: bool
-
-
 @dataclass(frozen=True)
 class CueReading:
     """What the cortex makes of a cue, and the offset it had then."""
@@ -104,12 +100,22 @@ class CueReading:
     offset: int
 
 
+class Sink(Protocol):
+    """Takes what became of a message, on the learner's thread; a ``Future`` is one."""
+
+    def set_result(self, result: Receipt, /) -> None:
+        """Take its receipt."""
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Take what refused it."""
+
+
 class _Message(NamedTuple):
     """A message that waits."""
 
     data: bytes
     upload_offset: int | None
-    receipt: Future[Receipt]
+    receipt: Sink
 
 
 class SwapRefused(ValueError):
@@ -126,7 +132,7 @@ class Engine:
         self._metrics = metrics
         self._birth_genome = birth_genome
         self.episodes = Episodes(settings.episode_chunks, settings.episode_bytes)
-        self._condition = threading.Condition()
+        self._condition = threading.Condition(threading.Lock())
         self._messages: deque[_Message | Callable[[], None]] = deque()
         self._reads: deque[Callable[[], None]] = deque()
         self._queued_bytes = 0
@@ -165,38 +171,50 @@ class Engine:
         except BaseException:
             self._state_dir.close()
             raise
-        self._cortex = LivingCortex(self._life.genome, self._life.cortex)
+        self._cortex = LivingCortex(self._life.genome, self._life.kept)
         self._warm_up()
         self._metrics.follow(lambda: self._life, lambda: self._queued_bytes)
         self._running = True
         self._thread.start()
 
     def submit(self, message: bytes, upload_offset: int | None = None) -> Future[Receipt]:
+        """Queue a message to be learned; see ``put``.
+
+        Returns:
+            The receipt, once the message is learned; or the ``Problem`` that refused it.
+        """
+        future: Future[Receipt] = Future()
+        # What is taken is done: a client that leaves cannot call it back.
+        future.set_running_or_notify_cancel()
+        self.put(message, upload_offset, future)
+        self.wake()
+        return future
+
+    def put(self, message: bytes, upload_offset: int | None, receipt: Sink) -> None:
         """Queue a message to be learned.
 
         Args:
             message: at least one byte.
             upload_offset: where the writer believes the stream to be; checked when the message's
                 turn comes.
-
-        Returns:
-            The receipt, once the message is learned; or the ``Problem`` that refused it.
+            receipt: takes the receipt, once the message is learned, or the ``Problem`` that
+                refused it.
 
         Raises:
             Problem: the engine is stopping, or too many bytes wait.
         """
-        future: Future[Receipt] = Future()
         with self._condition:
             if not self._running:
                 raise errors.not_ready()
             if self._queued_bytes + len(message) > self._settings.queue_limit_bytes:
                 raise errors.overloaded()
-            # What is taken is done: a client that leaves cannot call it back.
-            future.set_running_or_notify_cancel()
-            self._messages.append(_Message(message, upload_offset, future))
+            self._messages.append(_Message(message, upload_offset, receipt))
             self._queued_bytes += len(message)
+
+    def wake(self) -> None:
+        """Have the learner look at what was put: once for many messages."""
+        with self._condition:
             self._condition.notify()
-        return future
 
     def recall(self, cue: bytes) -> Future[CueReading]:
         """Ask the cortex about a cue of at least one byte. Changes nothing.
@@ -302,7 +320,7 @@ class Engine:
             answers = self._answers(batch)
         # The learner's edge, as above. Nothing of the batch has been learned.
         except Exception as error:
-            self._cortex.restore(self._life.cortex)
+            self._cortex.restore(self._life.kept)
             answers = [error] * len(batch)
         with self._condition:
             self._queued_bytes -= sum(len(message.data) for message in batch)
@@ -341,7 +359,7 @@ class Engine:
         self.episodes.add(data, spans, before.offset + spans[:, 0])
         self._life = replace(
             before,
-            cortex=self._cortex.state(),
+            kept=self._cortex.copy(),
             offset=before.offset + len(data),
             entropy=float(trace.entropy[-1]) if len(spans) else before.entropy,
             last_message=last,
@@ -384,7 +402,7 @@ class Engine:
     def _born(self) -> Life:
         genome = self._birth_genome()
         _log.info("born with genome %s", genome.sha256)
-        return Life(genome, newborn(genome))
+        return Life(genome, as_state(newborn(genome)))
 
     def _woken(self, blob: bytes) -> Life:
         content = tensorfile.unpack(blob, _KIND, SNAPSHOT_SCHEMA)
@@ -395,7 +413,7 @@ class Engine:
         self.episodes.add(raw, spans, tensors["episode_offsets"].numpy())
         life = Life(
             genome=from_bytes(meta["genome"]),
-            cortex=CortexState.from_bytes(meta["cortex"]),
+            kept=as_state(CortexState.from_bytes(meta["cortex"])),
             offset=meta["offset"],
             generation=meta["generation"],
             entropy=meta["entropy"],
@@ -433,20 +451,11 @@ def _receipts(before: Life, trace: Trace, counts: list[int], ends: list[int]) ->
     entropies, familiarities = trace.entropy.tolist(), trace.familiarity.tolist()
     betas = trace.beta.tolist()
     for last, end in zip(counts, ends, strict=True):
-        beta = betas[last - 1] if last > first else beta
-        receipts.append(
-            Receipt(
-                before.offset + end,
-                last - first,
-                _mean(entropies[first:last]),
-                _mean(familiarities[first:last]),
-                beta,
-                duplicate=False,
-            )
-        )
+        entropy = familiarity = None
+        if chunks := last - first:
+            entropy = sum(entropies[first:last]) / chunks
+            familiarity = sum(familiarities[first:last]) / chunks
+            beta = betas[last - 1]
+        receipts.append(Receipt(before.offset + end, chunks, entropy, familiarity, beta, False))
         first = last
     return receipts
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None

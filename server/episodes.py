@@ -18,7 +18,7 @@ from rapidfuzz.distance import Levenshtein
 
 from organism.chunking import Bytes, Spans
 from organism.encoder import gram_hash
-from organism.jit import F32, kernel
+from organism.jit import F32, SHORT_BYTES, kernel
 
 _WIDTH = 256
 # Candidates of the embedding search that the edit distance re-ranks: enough that damage loses
@@ -68,7 +68,7 @@ class Episodes:
         """
         for first in range(0, len(spans), _ADDED_AT_ONCE):
             some = spans[first : first + _ADDED_AT_ONCE]
-            vectors = _embed(np.frombuffer(data, np.uint8), some)
+            vectors = _embedded(data, some)
             where = zip(some.tolist(), offsets[first:].tolist(), strict=False)
             with self._lock:
                 slots = np.array([self._place(data[a:b], offset) for (a, b), offset in where])
@@ -87,7 +87,7 @@ class Episodes:
             cue: at least one byte.
             count: most results.
         """
-        (vector,) = _embed(np.frombuffer(cue, np.uint8), np.array([[0, len(cue)]]))
+        (vector,) = _embedded(cue, np.array([[0, len(cue)]]))
         with self._lock:
             scores = np.where(self._taken, self._vectors @ vector, -np.inf)
             kept = min(_CANDIDATES, len(scores))
@@ -124,6 +124,16 @@ class Episodes:
         self._chunks[slot] = None
         self._taken[slot] = False
         self._free.append(slot)
+
+
+def _embedded(data: bytes, spans: Spans) -> F32:
+    embed = _embed_held if len(data) <= SHORT_BYTES else _embed
+    return embed(np.frombuffer(data, np.uint8), spans)
+
+
+@kernel(release=False)
+def _embed_held(data: Bytes, spans: Spans) -> F32:
+    return _embed(data, spans)
 
 
 @kernel()

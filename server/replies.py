@@ -5,48 +5,89 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from concurrent.futures import Future
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
+
+from server.engine import Engine
+from server.wire import Receipt
 
 _T = TypeVar("_T")
 
 
 class Replies:
-    """Futures of the engine, awaited by the coroutines of one event loop.
+    """Answers of the engine, awaited by the coroutines of one event loop.
 
     Waking a loop from another thread costs a system call. A batch of messages is learned together
-    and its futures are done together: the first wakes the loop, the others ride along.
+    and answered together: the first answer wakes the loop, the others ride along.
     """
 
     def __init__(self) -> None:
-        self._done: deque[tuple[asyncio.Future[Any], Future[Any]]] = deque()
+        self._come: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
         self._woken = False
+        self._waking = False
+
+    def submit(
+        self, engine: Engine, message: bytes, upload_offset: int | None
+    ) -> asyncio.Future[Receipt]:
+        """Put a message to the engine; return what a coroutine can await its receipt by.
+
+        The learner is woken when the loop has put all that had come: they make one batch.
+        """
+        reply: Reply[Receipt] = Reply(self)
+        engine.put(message, upload_offset, reply)
+        if not self._waking:
+            self._waking = True
+            reply.waiting.get_loop().call_soon(self._wake, engine)
+        return reply.waiting
 
     def wait(self, future: Future[_T]) -> asyncio.Future[_T]:
-        """Return what a coroutine of the running loop can await."""
-        loop = asyncio.get_running_loop()
-        waiting: asyncio.Future[_T] = loop.create_future()
-        future.add_done_callback(partial(self._add, loop, waiting))
-        return waiting
+        """Return what a coroutine of the running loop can await a future by."""
+        reply: Reply[_T] = Reply(self)
+        future.add_done_callback(reply.take)
+        return reply.waiting
 
-    def _add(
-        self, loop: asyncio.AbstractEventLoop, waiting: asyncio.Future[Any], future: Future[Any]
-    ) -> None:
-        # The learner's thread. Appended before the flag is read, as it is cleared before the
-        # queue is read: none is left behind.
-        self._done.append((waiting, future))
+    def add(self, waiting: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+        """Bring an answer, from any thread."""
+        # Appended before the flag is read, as it is cleared before the queue is read: none is
+        # left behind.
+        self._come.append((waiting, result, error))
         if not self._woken:
             self._woken = True
-            loop.call_soon_threadsafe(self._hand_out)
+            waiting.get_loop().call_soon_threadsafe(self._hand_out)
+
+    def _wake(self, engine: Engine) -> None:
+        self._waking = False
+        engine.wake()
 
     def _hand_out(self) -> None:
         self._woken = False
-        while self._done:
-            waiting, future = self._done.popleft()
+        while self._come:
+            waiting, result, error = self._come.popleft()
             if waiting.done():  # whoever waited has left
                 continue
-            error = future.exception()
             if error is None:
-                waiting.set_result(future.result())
+                waiting.set_result(result)
             else:
                 waiting.set_exception(error)
+
+
+class Reply(Generic[_T]):
+    """One answer on its way: a sink for the engine, with a future for a coroutine."""
+
+    __slots__ = ("_replies", "waiting")
+
+    def __init__(self, replies: Replies) -> None:
+        self._replies = replies
+        self.waiting: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+
+    def set_result(self, result: _T, /) -> None:
+        """Take the answer."""
+        self._replies.add(self.waiting, result, None)
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Take the refusal."""
+        self._replies.add(self.waiting, None, exception)
+
+    def take(self, future: Future[_T]) -> None:
+        """Take what a future was done with."""
+        error = future.exception()
+        self._replies.add(self.waiting, None if error else future.result(), error)

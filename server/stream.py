@@ -10,11 +10,11 @@ from concurrent.futures import Future
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from starlette.websockets import WebSocketState
 
-from server.engine import Engine, Receipt
+from server.engine import Engine
 from server.errors import Problem
 from server.replies import Replies
-from server.routes import parse_offset
 from server.settings import ServerSettings
+from server.wire import Receipt, parse_offset
 
 # Close codes: RFC 6455 §7.4.1, its registry, and 4409 of the private range for an offset mismatch.
 _UNSUPPORTED_DATA = 1003

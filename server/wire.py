@@ -6,19 +6,23 @@ Owns the formats and their refusals; knows nothing of the organism.
 from __future__ import annotations
 
 import base64
-from typing import Any
+import json
+from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import msgpack
 from pydantic import BaseModel, Field, field_serializer
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive
 
 from server import errors
 
 OCTETS = "application/octet-stream"
 MSGPACK = "application/vnd.msgpack"
 _MSGPACK_TYPES = (MSGPACK, "application/msgpack", "application/x-msgpack")
+
+_TO_JSON = json.JSONEncoder(separators=(",", ":")).encode
 
 # msgpack framing of a one-key map around the bytes: a limit on the body must leave room for it.
 _FRAMING_BYTES = 64
@@ -39,6 +43,17 @@ class IngestReply(BaseModel):
     duplicate: bool = Field(
         description="the message was learned before: this is the receipt of a repetition"
     )
+
+
+class Receipt(NamedTuple):
+    """What became of a message: the fields of an ``IngestReply``."""
+
+    offset: int
+    chunks: int
+    entropy: float | None
+    familiarity: float | None
+    beta: float
+    duplicate: bool
 
 
 class Match(BaseModel):
@@ -93,17 +108,45 @@ class GenomeReply(BaseModel):
 
 def render(request: Request, reply: BaseModel, status: int = 200) -> Response:
     """Render a reply in the format that the request accepts: msgpack if named, else JSON."""
-    accepted = [part.split(";")[0].strip() for part in request.headers.get("accept", "").split(",")]
-    if any(kind in accepted for kind in _MSGPACK_TYPES):
+    if _accepts_msgpack(request.headers.get("accept", "")):
         return Response(msgpack.packb(reply.model_dump(by_alias=True)), status, media_type=MSGPACK)
     return Response(reply.model_dump_json(by_alias=True), status, media_type="application/json")
 
 
-async def read_bytes(request: Request, what: str, key: str, limit: int) -> bytes:
+def pack_receipt(accepted: str, receipt: Receipt) -> tuple[bytes, bytes]:
+    """Write a receipt, whose fields are an ``IngestReply``'s, as ``render`` would.
+
+    Returns:
+        Its media type and its bytes.
+    """
+    fields = receipt._asdict()
+    if accepted and _accepts_msgpack(accepted):
+        return MSGPACK.encode(), msgpack.packb(fields)
+    return b"application/json", _TO_JSON(fields).encode()
+
+
+def _accepts_msgpack(accepted: str) -> bool:
+    kinds = [part.split(";")[0].strip() for part in accepted.split(",")]
+    return any(kind in kinds for kind in _MSGPACK_TYPES)
+
+
+def parse_offset(value: str) -> int:
+    """Read a stream offset that a client sent.
+
+    Raises:
+        Problem: not a whole number from 0 to 2^63 − 1.
+    """
+    if not (value.isascii() and value.isdigit() and len(value) <= 19 and int(value) < 1 << 63):
+        raise errors.malformed(f"an offset is a whole number of bytes from 0, got {value[:32]!r}")
+    return int(value)
+
+
+async def read_bytes(receive: Receive, content_type: str, what: str, key: str, limit: int) -> bytes:
     """Read the bytes a request brings: raw, or in msgpack as ``{key: bytes}``.
 
     Args:
-        request: its body is read up to the limit, never beyond.
+        receive: of the request; its body is read up to the limit, never beyond.
+        content_type: of the body.
         what: what the bytes are, for the refusals.
         key: name of the bytes in a msgpack map.
         limit: most bytes taken.
@@ -111,11 +154,11 @@ async def read_bytes(request: Request, what: str, key: str, limit: int) -> bytes
     Raises:
         Problem: empty, too large, malformed, or of a type that is not read.
     """
-    kind = request.headers.get("content-type", OCTETS).split(";")[0].strip().lower()
+    kind = content_type.split(";")[0].strip().lower()
     if kind == OCTETS:
-        data = await read_body(request, what, limit)
+        data = await read_body(receive, what, limit)
     elif kind in _MSGPACK_TYPES:
-        data = _unpack(await read_body(request, what, limit + _FRAMING_BYTES), what, key)
+        data = _unpack(await read_body(receive, what, limit + _FRAMING_BYTES), what, key)
         if len(data) > limit:
             raise errors.too_large(what, limit)
     else:
@@ -125,11 +168,11 @@ async def read_bytes(request: Request, what: str, key: str, limit: int) -> bytes
     return data
 
 
-async def read_body(request: Request, what: str, limit: int) -> bytes:
-    """Read a body up to a limit, and never beyond.
+async def read_body(receive: Receive, what: str, limit: int) -> bytes:
+    """Read a body up to a limit, and never beyond; one that comes in one piece is not copied.
 
     Args:
-        request: its stream is read.
+        receive: of the request.
         what: what the bytes are, for the refusals.
         limit: most bytes taken.
 
@@ -137,16 +180,18 @@ async def read_body(request: Request, what: str, limit: int) -> bytes:
         Problem: too large, or the client left before it was whole.
     """
     parts: list[bytes] = []
-    size = 0
-    try:
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                raise errors.too_large(what, limit)
-            parts.append(part)
-    except ClientDisconnect as error:
-        raise errors.malformed(f"the client left before the {what} was whole") from error
-    return b"".join(parts)
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise errors.malformed(f"the client left before the {what} was whole")
+        part: bytes = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise errors.too_large(what, limit)
+        parts.append(part)
+        more = message.get("more_body", False)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def query_bytes(request: Request, key: str) -> bytes:

@@ -41,6 +41,7 @@ LAYERS = [
     "server.episodes",
     "server.engine",
     "server.replies",
+    "server.ingest",
     "server.retrain",
     "server.routes",
     "server.stream",

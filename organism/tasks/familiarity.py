@@ -146,7 +146,7 @@ class FamiliarityTask:
         loss = torch.zeros((), device=state.w.device)
         for pools, label, weight in ((lived, 1.0, 0.5), (unlived, 0.0, 0.25), (foreign, 0.0, 0.25)):
             cues = self._encode([rng.choices(pool, k=count) for pool in pools]).to(state.w)
-            logits = torch.stack([recall(genome, state, cue).logit for cue in cues])
+            logits = recall(genome, state, cues).logit
             labels = torch.full_like(logits, label)
             loss = loss + weight * binary_cross_entropy_with_logits(logits, labels)
         return loss
