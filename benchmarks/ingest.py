@@ -1,6 +1,6 @@
 """How much of the engine's speed arrives over the wire, and how it stands beside others.
 
-``python -m benchmarks.ingest [--json] [--lines FILE] [--plot FILE.png]``, on Linux. Everything runs
+``python -m benchmarks.ingest [--json] [--lines FILE]``, on Linux. Everything runs
 in a private network namespace, since Vowpal Wabbit's daemon binds every address; where none can be
 had, its figure is left out. The lines are synthetic, or those of a file.
 
