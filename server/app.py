@@ -23,7 +23,7 @@ from server.replies import Replies
 from server.retrain import Retrainer
 from server.routes import make_router
 from server.settings import ServerSettings
-from server.stream import make_stream_router
+from server.stream import Stream
 
 _OPEN_PATHS = ("/healthz", "/readyz")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -53,24 +53,27 @@ def make_app(settings: ServerSettings, engine: Engine, metrics: Metrics) -> ASGI
     replies = Replies()
     ingest = Ingest(settings, engine, replies)
     app.include_router(make_router(settings, engine, retrainer, metrics, replies, ingest))
-    app.include_router(make_stream_router(settings, engine, replies))
     app.add_exception_handler(errors.Problem, _on_problem)
     app.add_exception_handler(HTTPException, _on_http_exception)
     key = settings.api_key.get_secret_value() if settings.api_key is not None else None
-    return _Door(_ShortWay(app, "/ingest", ingest), key)
+    return _Door(_ShortWay(app, ingest, Stream(settings, engine)), key)
 
 
 class _ShortWay:
-    """Takes the posts to one path past the framework, to the app that serves them there too."""
+    """Takes messages past the framework, to the apps that serve them."""
 
-    def __init__(self, app: ASGIApp, path: str, served: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, ingest: ASGIApp, stream: ASGIApp) -> None:
         self._app = app
-        self._path = path
-        self._served = served
+        self._ingest = ingest
+        self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        short = scope["type"] == "http" and scope["path"] == self._path
-        app = self._served if short and scope["method"] == "POST" else self._app
+        app = self._app
+        if scope["type"] == "http":
+            if scope["path"] == "/ingest" and scope["method"] == "POST":
+                app = self._ingest
+        elif scope["type"] == "websocket" and scope["path"] == "/ingest/ws":
+            app = self._stream
         await app(scope, receive, send)
 
 

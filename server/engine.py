@@ -331,28 +331,29 @@ class Engine:
                 message.receipt.set_result(answer)
 
     def _answers(self, batch: list[_Message]) -> list[Receipt | Exception]:
+        if all(message.upload_offset is None for message in batch):
+            return [*self._receipts(batch)]
         life = self._life
         offset, last = life.offset, life.last_message
         taken: list[_Message] = []
         refused: dict[int, Receipt | Exception] = {}
         for i, message in enumerate(batch):
-            claimed = message.upload_offset
-            digest = hashlib.sha256(message.data).hexdigest()
+            claimed, mark = message.upload_offset, _mark(offset, message.data)
             if claimed is None or claimed == offset:
-                last = (offset, digest)
+                last = mark
                 offset += len(message.data)
                 taken.append(message)
-            elif last == (claimed, digest):
+            elif last == _mark(claimed, message.data):
                 refused[i] = Receipt(offset, 0, None, None, life.beta, duplicate=True)
             else:
                 refused[i] = errors.offset_mismatch(claimed, offset)
-        receipts = iter(self._receipts(taken, last) if taken else [])
+        receipts = iter(self._receipts(taken) if taken else [])
         return [refused[i] if i in refused else next(receipts) for i in range(len(batch))]
 
-    def _receipts(self, taken: list[_Message], last: tuple[int, str] | None) -> list[Receipt]:
+    def _receipts(self, taken: list[_Message]) -> list[Receipt]:
         """Learn messages and write the life they leave."""
         before = self._life
-        data = b"".join([message.data for message in taken])
+        data, last = b"".join([message.data for message in taken]), taken[-1].data
         ends = list(accumulate(len(message.data) for message in taken))
         spans = chunk_spans(data, self._settings.chunking, self._settings.chunk_bytes, ends)
         trace = self._live(data, spans)
@@ -362,7 +363,7 @@ class Engine:
             kept=self._cortex.copy(),
             offset=before.offset + len(data),
             entropy=float(trace.entropy[-1]) if len(spans) else before.entropy,
-            last_message=last,
+            last_message=_mark(before.offset + len(data) - len(last), last),
         )
         self._metrics.lived(len(data), trace.familiarity)
         return _receipts(before, trace, np.searchsorted(spans[:, 0], ends).tolist(), ends)
@@ -443,6 +444,11 @@ class Engine:
             "episode_offsets": torch.tensor([e.offset for e in episodes], dtype=torch.int64),
         }
         return tensorfile.pack(_KIND, SNAPSHOT_SCHEMA, meta, tensors)
+
+
+def _mark(offset: int, message: bytes) -> tuple[int, str]:
+    """Where a message starts, and its sha256: what its repetition is known by."""
+    return offset, hashlib.sha256(message).hexdigest()
 
 
 def _receipts(before: Life, trace: Trace, counts: list[int], ends: list[int]) -> list[Receipt]:

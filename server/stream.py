@@ -1,18 +1,16 @@
-"""``WS /ingest/ws``: binary frames in, acknowledgements out, a bounded window between."""
+"""``WS /ingest/ws`` as a bare ASGI app: frames in, acknowledgements out, a bounded window."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import json
 from collections.abc import Callable
-from concurrent.futures import Future
+from urllib.parse import parse_qs
 
-from fastapi import APIRouter, WebSocket, WebSocketDisconnect
-from starlette.websockets import WebSocketState
+from starlette.types import Message, Receive, Scope, Send
 
 from server.engine import Engine
 from server.errors import Problem
-from server.replies import Replies
 from server.settings import ServerSettings
 from server.wire import Receipt, parse_offset
 
@@ -21,6 +19,7 @@ _UNSUPPORTED_DATA = 1003
 _INVALID_PAYLOAD = 1007
 _TRY_AGAIN_LATER = 1013
 _OFFSET_MISMATCH = 4409
+_REASON_BYTES = 120
 
 
 class _Refused(Exception):
@@ -31,71 +30,120 @@ class _Refused(Exception):
         self.code = code
 
 
-def make_stream_router(settings: ServerSettings, engine: Engine, replies: Replies) -> APIRouter:
-    """Build the WebSocket route around one engine."""
-    router = APIRouter()
+class _Left(Exception):
+    """The client has closed the connection, or is gone."""
 
-    @router.websocket("/ingest/ws")
-    async def stream(websocket: WebSocket) -> None:
-        await websocket.accept()
-        window = _Window(settings.ws_window)
+
+class Stream:
+    """Learns from frames and acknowledges them."""
+
+    def __init__(self, settings: ServerSettings, engine: Engine) -> None:
+        self._settings = settings
+        self._engine = engine
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection, until either side ends it."""
+        await receive()
+        await send({"type": "websocket.accept"})
+        window = _Window(self._engine, self._settings.ws_window)
         tasks = [
-            asyncio.create_task(_take(websocket, engine, replies, window)),
-            asyncio.create_task(_acknowledge(websocket, replies, window)),
+            asyncio.create_task(_take(scope, receive, window)),
+            asyncio.create_task(_acknowledge(send, window)),
         ]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 await task
         except _Refused as refusal:
-            if websocket.client_state is WebSocketState.CONNECTED:
-                await websocket.close(refusal.code, str(refusal)[:120])
-        except WebSocketDisconnect:
+            reason = str(refusal)[:_REASON_BYTES]
+            await send({"type": "websocket.close", "code": refusal.code, "reason": reason})
+        except _Left:
             pass  # what was taken before it is learned all the same
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    return router
-
 
 class _Window:
-    """Frames taken and not yet acknowledged, oldest first: no more than so many."""
+    """Frames put to the engine and not yet acknowledged: no more than so many.
 
-    def __init__(self, size: int) -> None:
+    It is the engine's sink for all of them. They are learned in their order, so that the last
+    receipt stands for those before it.
+    """
+
+    def __init__(self, engine: Engine, size: int) -> None:
+        self._engine = engine
         self._size = size
-        self._receipts: deque[Future[Receipt]] = deque()
         self._open = 0
+        self._learned = 0
+        self._receipt: Receipt | None = None
+        self._refusal: BaseException | None = None
         self._changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._waking = False
+        self._told = False
 
-    async def room(self) -> None:
-        """Wait until one more frame may be taken."""
-        await self._until(lambda: self._open < self._size)
-
-    async def drained(self) -> None:
-        """Wait until all that was taken is acknowledged."""
-        await self._until(lambda: not self._open)
-
-    def take(self, receipt: Future[Receipt]) -> None:
-        """Take a frame."""
-        self._receipts.append(receipt)
-        self._open += 1
-        self._changed.set()
-
-    async def learned(self, replies: Replies) -> tuple[Receipt, int]:
-        """Wait for the oldest frame; return the last receipt of all learned by now, and how many.
+    def put(self, frame: bytes, offset: int | None) -> None:
+        """Put a frame to the engine; it is woken when the loop has put all that had come.
 
         Raises:
-            Problem: the oldest frame was refused.
+            Problem: the engine does not take it.
         """
-        await self._until(lambda: bool(self._receipts))
-        receipt = await replies.wait(self._receipts.popleft())
-        count = 1
-        while self._receipts and self._receipts[0].done() and not self._receipts[0].exception():
-            receipt = self._receipts.popleft().result()
-            count += 1
-        return receipt, count
+        self._engine.put(frame, offset, self)
+        self._open += 1
+        if not self._waking:
+            self._waking = True
+            self._loop.call_soon(self._wake)
+
+    def set_result(self, receipt: Receipt, /) -> None:
+        """Take a receipt, on the learner's thread."""
+        self._receipt = receipt
+        self._learned += 1
+        self._tell()
+
+    def set_exception(self, error: BaseException, /) -> None:
+        """Take a refusal, on the learner's thread; the first counts."""
+        self._refusal = self._refusal or error
+        self._tell()
+
+    @property
+    def full(self) -> bool:
+        """Whether no further frame may be taken."""
+        return self._open >= self._size
+
+    async def room(self) -> None:
+        """Wait until a further frame may be taken."""
+        await self._until(lambda: not self.full)
+
+    async def drained(self) -> None:
+        """Wait until all that was taken is acknowledged, or one of it refused."""
+        await self._until(lambda: not self._open or self._refusal is not None)
+
+    async def verdict(self) -> None:
+        """Wait until all that was taken is acknowledged.
+
+        Raises:
+            Problem: some of it was refused.
+        """
+        await self.drained()
+        if self._refusal is not None:
+            raise self._refusal
+
+    async def learned(self) -> tuple[Receipt, int]:
+        """Wait for frames to be learned; return the last receipt, and how many it covers.
+
+        Raises:
+            Problem: a frame was refused, and all before it have been returned.
+        """
+        await self._until(lambda: bool(self._learned) or self._refusal is not None)
+        # Read before the count is taken down: the learner may be adding to both.
+        count, receipt = self._learned, self._receipt
+        if count and receipt is not None:
+            self._learned -= count
+            return receipt, count
+        assert self._refusal is not None
+        raise self._refusal
 
     def acknowledged(self, count: int) -> None:
         """Close so many frames."""
@@ -107,30 +155,42 @@ class _Window:
             self._changed.clear()
             await self._changed.wait()
 
+    def _wake(self) -> None:
+        self._waking = False
+        self._engine.wake()
 
-async def _take(websocket: WebSocket, engine: Engine, replies: Replies, window: _Window) -> None:
-    """Submit frames as they come, at most a window ahead of the acknowledgements."""
+    def _tell(self) -> None:
+        """Wake the loop, once for all that a batch brings."""
+        if not self._told:
+            self._told = True
+            self._loop.call_soon_threadsafe(self._hear)
+
+    def _hear(self) -> None:
+        self._told = False
+        self._changed.set()
+
+
+async def _take(scope: Scope, receive: Receive, window: _Window) -> None:
+    """Put frames as they come, at most a window ahead of the acknowledgements."""
     try:
-        claimed = websocket.query_params.get("offset")
-        offset = None if claimed is None else parse_offset(claimed)
+        claimed = parse_qs(scope["query_string"].decode("latin-1")).get("offset")
+        offset = parse_offset(claimed[0]) if claimed else None
         while True:
-            await window.room()
-            data = await _frame(websocket)
-            receipt = engine.submit(data, offset)
-            window.take(receipt)
+            if window.full:
+                await window.room()
+            window.put(_frame(await receive()), offset)
             if offset is not None:
                 # Frames behind a refused one must not be learned: wait for the verdict.
-                await replies.wait(receipt)
+                await window.verdict()
                 offset = None
     except (Problem, _Refused) as refusal:
         await window.drained()
         raise _refusal(refusal) from refusal
 
 
-async def _frame(websocket: WebSocket) -> bytes:
-    message = await websocket.receive()
+def _frame(message: Message) -> bytes:
     if message["type"] == "websocket.disconnect":
-        raise WebSocketDisconnect(message["code"])
+        raise _Left
     data: bytes | None = message.get("bytes")
     if data is None:
         raise _Refused(_UNSUPPORTED_DATA, "send binary frames, not text")
@@ -139,15 +199,14 @@ async def _frame(websocket: WebSocket) -> bytes:
     return data
 
 
-async def _acknowledge(websocket: WebSocket, replies: Replies, window: _Window) -> None:
+async def _acknowledge(send: Send, window: _Window) -> None:
     """Send the offset of what has been learned; one acknowledgement covers all before it."""
     while True:
         try:
-            receipt, count = await window.learned(replies)
+            receipt, count = await window.learned()
         except Problem as problem:
             raise _refusal(problem) from problem
-        if websocket.client_state is WebSocketState.CONNECTED:
-            await websocket.send_json({"offset": receipt.offset})
+        await send({"type": "websocket.send", "text": json.dumps({"offset": receipt.offset})})
         window.acknowledged(count)
 
 
