@@ -1,0 +1,176 @@
+"""The fused kernels and their adjoint, against the reference in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from organism import fused
+from organism.config import GenomeConfig
+from organism.fused import fusable, set_threads
+from organism.genome import Genome, new_genome
+from organism.lifetime import live
+from organism.presets import PRESETS
+from tests.conftest import small_config
+
+STEPS, BATCH = 7, 3
+
+
+def with_rule(config: GenomeConfig, **changes: Any) -> GenomeConfig:
+    """Change the rule's settings."""
+    return config.model_copy(update={"rule": config.rule.model_copy(update=changes)})
+
+
+def lived(genome: Genome, dtype: torch.dtype, taught: bool) -> tuple[list[Tensor], Tensor]:
+    """All that a lifetime gives, and the gradient of a random mixture of it, in one vector."""
+    draws = torch.Generator().manual_seed(3)
+    theta = {n: t.to(dtype, copy=True).requires_grad_() for n, t in genome.theta.items()}
+    cortex = genome.config.cortex
+    e = torch.randn(STEPS, BATCH, cortex.d_in, generator=draws).to(dtype)
+    target = torch.rand(BATCH, cortex.d_hidden, generator=draws).to(dtype) - 0.5
+    ratios = [1 - t / STEPS for t in range(STEPS)]
+    life = live(
+        Genome(genome.config, theta),
+        e,
+        target=target if taught else None,
+        teacher_ratios=ratios if taught else None,
+    )
+    s = life.state
+    results = [life.logit, life.entropy, s.w, s.short_term, s.long_term, s.level, s.mean, s.beta]
+    loss = sum((r * torch.randn(r.shape, generator=draws).to(dtype)).sum() for r in results[:6])
+    assert isinstance(loss, Tensor)
+    found = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
+    parts = [
+        torch.zeros_like(t) if g is None else g for g, t in zip(found, theta.values(), strict=True)
+    ]
+    return [r.detach() for r in results], torch.cat([part.flatten() for part in parts])
+
+
+def assert_fused_is_the_reference(config: GenomeConfig, taught: bool = False) -> None:
+    """Values and gradient agree to 1e-5 of their size."""
+    genome = new_genome(config, seed=2)
+    values, gradient = lived(genome, torch.float32, taught)
+    expected, expected_gradient = lived(genome, torch.float64, taught)
+    for value, true in zip(values, expected, strict=True):
+        torch.testing.assert_close(value.double(), true, rtol=1e-5, atol=1e-5)
+    error = (gradient.double() - expected_gradient).norm() / expected_gradient.norm()
+    assert error < 1e-5
+
+
+@pytest.mark.parametrize("scaling", ["none", "rms", "sqrt_d"])
+@pytest.mark.parametrize("normalisation", ["row", "column", "frobenius", "none"])
+@pytest.mark.parametrize("family", ["mlp", "polynomial"])
+def test_fused_is_the_reference(family: str, normalisation: str, scaling: str) -> None:
+    """Every family, norm and scaling, with every mechanism on."""
+    config = with_rule(
+        small_config(family, normalisation=normalisation, calibration=True), scaling=scaling
+    )
+    assert_fused_is_the_reference(config)
+
+
+@pytest.mark.parametrize("family", ["mlp", "polynomial"])
+def test_teacher_forcing_is_fused_too(family: str) -> None:
+    """With ρ falling through the lifetime."""
+    assert_fused_is_the_reference(small_config(family, normalisation="row"), taught=True)
+
+
+@pytest.mark.parametrize("exponents", [(0, 1, 0), (1, 2, 1), (1, 3, 3), (2, 1, 2), (3, 3, 3)])
+def test_a_polynomial_of_any_exponents_is_fused(exponents: tuple[int, int, int]) -> None:
+    """Those that are done in one loop, and those that are not."""
+    pre, post, w = exponents
+    config = with_rule(
+        small_config(),
+        pre_exponent=pre,
+        post_exponent=post,
+        weight_exponent=w,
+        initialisation="anti_hebb" if pre else "decay" if w else "hebb",
+    )
+    if exponents == (0, 1, 0):
+        config = with_rule(config, pre_exponent=1, initialisation="hebb")
+    assert_fused_is_the_reference(config)
+
+
+@pytest.mark.parametrize("switch", ["centring", "memory", "entropy_modulation", "metabolism"])
+@pytest.mark.parametrize("family", ["mlp", "polynomial"])
+def test_every_switch_is_fused(family: str, switch: str) -> None:
+    """Turned off, one at a time."""
+    assert_fused_is_the_reference(small_config(family, calibration=True, **{switch: False}))
+
+
+@pytest.mark.parametrize("family", ["mlp", "polynomial"])
+def test_odd_sizes_are_fused(family: str) -> None:
+    """Sizes that no vector and no block of units divides."""
+    config = small_config(family, d_in=7, d_hidden=27)
+    if family == "mlp":
+        config = with_rule(config, hidden=5)
+    assert_fused_is_the_reference(config)
+
+
+@pytest.mark.parametrize("preset", ["original", "daemon"])
+def test_the_presets_are_fused(preset: Any) -> None:
+    """At their full sizes: panels of columns, and sums over many synapses."""
+    assert_fused_is_the_reference(PRESETS[preset].genome)
+
+
+@pytest.mark.parametrize("family", ["mlp", "polynomial"])
+def test_living_segments_again_changes_nothing(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W kept at every step or every few, the gradient is the same to the last bit."""
+    genome = new_genome(small_config(family, calibration=True), seed=2)
+    _, kept = lived(genome, torch.float32, taught=False)
+    monkeypatch.setattr(fused, "_KEPT_BYTES", 0)
+    _, recomputed = lived(genome, torch.float32, taught=False)
+    assert torch.equal(kept, recomputed)
+
+
+def test_memory_grows_with_the_root_of_a_lifetime() -> None:
+    """A long lifetime keeps √steps copies of W, not one a step."""
+    config = PRESETS["daemon"].genome
+    genome = new_genome(config)
+    theta = {name: tensor.clone().requires_grad_() for name, tensor in genome.theta.items()}
+    steps = 4000
+    life = live(Genome(config, theta), torch.randn(steps, 2, config.cortex.d_in))
+    assert life.logit.grad_fn is not None
+    node: Any = life.logit.grad_fn.next_functions[0][0]
+    assert node.checkpoints.w.shape[1] == -(-steps // 64)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Two threads for a test, one again afterwards."""
+    set_threads(2)
+    yield
+    set_threads(1)
+
+
+def test_threads_change_nothing(request: pytest.FixtureRequest) -> None:
+    """Shared between two threads, lifetimes and gradient are the same to the last bit."""
+    genome = new_genome(small_config(calibration=True), seed=2)
+    values, gradient = lived(genome, torch.float32, taught=False)
+    request.getfixturevalue("two_threads")
+    shared, shared_gradient = lived(genome, torch.float32, taught=False)
+    assert all(torch.equal(a, b) for a, b in zip(values, shared, strict=True))
+    assert torch.equal(gradient, shared_gradient)
+
+
+def test_only_theta_learns_on_the_kernels() -> None:
+    """What they cannot do goes to the reference: float64, and gradients in inputs."""
+    theta, inputs = (torch.zeros(2),), torch.zeros(3)
+    assert fusable(theta, [inputs, None])
+    assert not fusable((theta[0].double(),), [inputs])
+    assert not fusable(theta, [inputs.clone().requires_grad_()])
+
+
+def test_what_is_not_a_number_is_not_hidden() -> None:
+    """The guard of meta-training must see it."""
+    genome = new_genome(small_config("mlp"), seed=2)
+    inputs = torch.randn(3, 2, genome.config.cortex.d_in)
+    inputs[1, 0, 0] = torch.nan
+    logit = live(genome, inputs).logit
+    assert logit[1:, 0].isnan().all()
+    assert not logit[:, 1].isnan().any()

@@ -1,0 +1,60 @@
+"""What kernels stand on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+
+from organism import jit
+from organism.jit import aligned, aligned_copy, borrowed, kernel
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 0, 4), (7, 16)])
+def test_arrays_start_on_a_cache_line(shape: tuple[int, ...]) -> None:
+    """Whatever their shape and type."""
+    for dtype in (np.float32, np.int64):
+        array = aligned(shape, dtype)
+        assert not array.size or array.ctypes.data % 64 == 0
+        assert (array.shape, array.dtype) == (shape, np.dtype(dtype))
+        assert array.flags.c_contiguous
+
+
+def test_an_aligned_copy_is_a_copy() -> None:
+    """Of the same numbers, in memory of its own."""
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    copy = aligned_copy(array.T)
+    assert np.array_equal(copy, array.T)
+    assert not np.shares_memory(copy, array)
+
+
+def test_a_borrowed_array_is_the_array() -> None:
+    """Read and written through, and still its owner's afterwards."""
+
+    @kernel()
+    def double(values: jit.F32) -> jit.Number:
+        view = borrowed(values)
+        for i in range(view.shape[0]):
+            view[i] *= 2
+        return view.sum()
+
+    values = np.ones(4, np.float32)
+    assert double(values) == 8
+    assert values.tolist() == [2, 2, 2, 2]
+
+
+def test_machine_code_is_kept_by_all_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel holds the code of those it calls in other files: a change to any starts anew."""
+    monkeypatch.setattr(jit, "__file__", str(tmp_path / "package" / "jit.py"))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    (tmp_path / "package").mkdir()
+    source = tmp_path / "package" / "other.py"
+    source.write_text("x = 1")
+    before = jit._cache_dir()
+    assert before == jit._cache_dir()
+    source.write_text("x = 2")
+    assert jit._cache_dir() != before
