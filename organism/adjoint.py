@@ -117,7 +117,7 @@ class Room(NamedTuple):
     """What one thread goes back on, lifetime after lifetime.
 
     Attributes:
-        ws: W before and after each step of a segment, ``(segment + 1, d_in, d_hidden)``.
+        ws: W within a segment, after each step but the last, ``(segment − 1, d_in, d_hidden)``.
         tape: a segment's.
         state: all of a state but W, as a segment is lived again.
         g_w: cotangent of W, ``(d_in, d_hidden)``.
@@ -150,7 +150,7 @@ def new_room(theta: Theta, d_in: int, d_hidden: int, segment: int) -> Room:
         np.empty(units),
     )
     return Room(
-        aligned((segment + 1, d_in, d_hidden)),
+        aligned((segment - 1, d_in, d_hidden)),
         new_tape(segment, d_in, d_hidden),
         new_state(0, d_in, d_hidden),
         aligned((d_in, d_hidden)),
@@ -466,25 +466,17 @@ def _through_panel(
     for i in range(w.shape[0]):
         x, wi, gi = pre[i], w[i, first:last], g[i, first:last]
         fill(g_w, _0)
-        for k in range(0, count, 2):
-            a0, a1 = units[k, W_WEIGHT] * scale, units[k + 1, W_WEIGHT] * scale
-            c0, c1 = units[k, OUT_WEIGHT] * a0, units[k + 1, OUT_WEIGHT] * a1
-            s0, s1 = -units[k, PRE_WEIGHT] * x, -units[k + 1, PRE_WEIGHT] * x
-            total0, total1, times0, times1 = _0, _0, _0, _0
+        for k in range(count):
+            a, threshold = units[k, W_WEIGHT] * scale, -units[k, PRE_WEIGHT] * x
+            c, total, times = units[k, OUT_WEIGHT] * a, _0, _0
             for j in range(width):
-                on0 = gi[j] if a0 * wi[j] + columns[k, j] > s0 else _0
-                on1 = gi[j] if a1 * wi[j] + columns[k + 1, j] > s1 else _0
-                over_rows[k, j] += on0
-                over_rows[k + 1, j] += on1
-                total0 += on0
-                total1 += on1
-                times0 += on0 * wi[j]
-                times1 += on1 * wi[j]
-                g_w[j] += c0 * on0 + c1 * on1
-            over_columns[i, k] += total0
-            over_columns[i, k + 1] += total1
-            buffers.times_w[k] += scale * times0
-            buffers.times_w[k + 1] += scale * times1
+                on = gi[j] if a * wi[j] + columns[k, j] > threshold else _0
+                over_rows[k, j] += on
+                total += on
+                times += on * wi[j]
+                g_w[j] += c * on
+            over_columns[i, k] += total
+            buffers.times_w[k] += scale * times
         total, along = _0, _0
         for j in range(width):
             total += gi[j]
@@ -744,33 +736,31 @@ def _live_again(
     first: int,
     count: int,
     checkpoint: State,
-    w_after: F32,
     norms: F32,
     room: Room,
     scratch: Scratch,
 ) -> None:
-    """Live a segment from its checkpoint, and keep every W and what its adjoints need.
+    """Live a segment from its checkpoint, and keep W and what the adjoints need at every step.
 
     Where the last step leads, and by which norms, is known: it is only read, not learned.
     """
-    ws, rest = room.ws, room.state
-    copy_matrix(checkpoint.w, ws[0])
+    ws, rest, w = room.ws, room.state, checkpoint.w
     copy(checkpoint.short_term, rest.short_term)
     copy(checkpoint.long_term, rest.long_term)
     copy(checkpoint.mean, rest.mean)
     copy(checkpoint.gains, rest.gains)
     rest.steps[0] = checkpoint.steps[0]
     for s in range(count - 1):
-        copy_matrix(ws[s], ws[s + 1])
-        state = State(ws[s + 1], rest.short_term, rest.long_term, rest.mean, rest.gains, rest.steps)
+        copy_matrix(w, ws[s])
+        w = ws[s]
+        state = State(w, rest.short_term, rest.long_term, rest.mean, rest.gains, rest.steps)
         row, t = row_of(room.tape, s), first + s
         step(constants, theta, innate, state, inputs[t], target, ratios[t], row, scratch)
-        settle(state.w, scratch)
+        settle(w, scratch)
     row = row_of(room.tape, count - 1)
-    state = State(ws[count - 1], rest.short_term, rest.long_term, rest.mean, rest.gains, rest.steps)
+    state = State(w, rest.short_term, rest.long_term, rest.mean, rest.gains, rest.steps)
     read(constants, theta, innate, state, inputs[first + count - 1], row, scratch)
     copy(norms, row.norms)
-    copy_matrix(w_after, ws[count])
 
 
 @kernel()
@@ -826,19 +816,20 @@ def pull_back(
             first,
             count,
             state_of(checkpoints, k),
-            end if first + count == steps else checkpoints.w[k + 1],
             norms[k],
             room,
             scratch,
         )
+        w_after = end if first + count == steps else checkpoints.w[k + 1]
         for s in range(count - 1, -1, -1):
             t = first + s
+            w = checkpoints.w[k] if s == 0 else room.ws[s - 1]
             _through_step(
                 constants,
                 theta,
                 innate,
-                room.ws[s],
-                room.ws[s + 1],
+                w,
+                w_after,
                 target,
                 ratios[t],
                 row_of(room.tape, s),
@@ -849,6 +840,7 @@ def pull_back(
                 scratch,
                 room.buffers,
             )
+            w_after = w
 
 
 @kernel()
