@@ -6,7 +6,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: run test demo check format genome clean
+.PHONY: run test demo check bench format genome clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.run ## start the daemon with the default genome
@@ -23,15 +23,18 @@ check: $(VENV)/.dev ## lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: $(VENV)/.bench ## measure every promise of speed; about eight minutes
+	for script in step meta_step ingest recall startup scaling; do $(BIN)/python -m benchmarks.$$script || exit 1; done
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 genome: $(VENV)/.run ## train the default genome anew; see checkpoints/default.md
-	$(BIN)/python -m organism.meta_train --preset daemon --seed 2 --threads 1 --out checkpoints/default.genome
+	$(BIN)/python -m organism.meta_train --preset daemon --seed 2 --out checkpoints/default.genome
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) organism/__pycache__ server/__pycache__ .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -45,4 +48,8 @@ $(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.run pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.run pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[bench]'
 	@touch $@
