@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from organism import adjoint, kernels
-from organism.config import GenomeConfig
+from organism.config import CortexConfig, GenomeConfig
 from organism.cortex import CortexState, innate_weights
 from organism.genome import Genome
 from organism.jit import F32, aligned, aligned_copy
@@ -96,8 +97,13 @@ class Program:
 
 def compile_genome(config: GenomeConfig, theta: Mapping[str, Tensor]) -> Program:
     """Lay a genome out for the kernels."""
-    innate = aligned_copy(_array(innate_weights(config.cortex)))
-    return Program(_constants(config, theta), _pack(config, theta), innate)
+    return Program(_constants(config, theta), _pack(config, theta), _innate(config.cortex))
+
+
+@lru_cache(maxsize=8)
+def _innate(config: CortexConfig) -> F32:
+    """W₀ as the kernels take it; shared, never written to."""
+    return aligned_copy(_array(innate_weights(config)))
 
 
 def _constants(config: GenomeConfig, theta: Mapping[str, Tensor]) -> Constants:
@@ -271,8 +277,8 @@ class _Live(torch.autograd.Function):
             )
 
         _threads.share(work, batch)
-        ctx.lives, ctx.checkpoints, ctx.norms, ctx.end = lives, checkpoints, norms, states.w
-        ctx.save_for_backward(*values)
+        ctx.lives, ctx.program, ctx.shapes = lives, program, [value.shape for value in values]
+        ctx.checkpoints, ctx.norms, ctx.end = checkpoints, norms, states.w
         end = join(states)
         learned = (end.w, end.short_term, end.long_term, end.level)
         constant = (end.mean, end.beta, end.steps)
@@ -283,8 +289,7 @@ class _Live(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         """Go back; each lifetime's gradient is summed in order, whatever the threads."""
-        lives, values = ctx.lives, ctx.saved_tensors
-        program = lives.program(values)
+        lives, program = ctx.lives, ctx.program
         w, short_term, long_term, level, entropy, logit = (_array(c) for c in cotangents[:6])
         batch, d_in, d_hidden = w.shape
         gains = np.stack([np.zeros_like(level), level], axis=1)
@@ -326,8 +331,8 @@ class _Live(torch.autograd.Function):
             None,
             None,
             *(
-                torch.from_numpy(views[name].astype(np.float32)).reshape(value.shape)
-                for name, value in zip(lives.names, values, strict=True)
+                torch.from_numpy(views[name].astype(np.float32)).reshape(shape)
+                for name, shape in zip(lives.names, ctx.shapes, strict=True)
             ),
         )
 
