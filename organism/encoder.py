@@ -57,8 +57,7 @@ def encode(chunks: Sequence[bytes], config: EncoderConfig, width: int) -> Tensor
         ValueError: a chunk is empty.
     """
     ends = np.cumsum([len(chunk) for chunk in chunks], dtype=np.int64)
-    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])[: len(ends)]
-    spans = np.stack([starts, ends], axis=1)
+    spans = np.stack([np.concatenate([[0], ends])[:-1], ends], axis=1)
     return torch.from_numpy(encode_spans(b"".join(chunks), spans, config, width))
 
 

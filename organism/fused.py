@@ -1,4 +1,4 @@
-"""Genomes and states brought to the fused kernels: lifetimes with gradients, and a living cortex.
+"""Genomes and states brought to the fused kernels: batches of lifetimes, with gradients.
 
 Owns the packing of θ and of its gradient, and the threads that lifetimes share. The mathematics
 is that of ``organism.cortex``, which stays the reference; see ``organism.kernels`` for what is

@@ -409,7 +409,7 @@ class Engine:
         content = tensorfile.unpack(blob, _KIND, SNAPSHOT_SCHEMA)
         meta, tensors = content.meta, content.tensors
         ends = tensors["episode_ends"].numpy()
-        spans = np.stack([np.concatenate([ends[:0], [0], ends[:-1]])[: len(ends)], ends], axis=1)
+        spans = np.stack([np.concatenate([[0], ends])[:-1], ends], axis=1)
         raw = tensors["episodes"].numpy().tobytes()
         self.episodes.add(raw, spans, tensors["episode_offsets"].numpy())
         life = Life(
