@@ -36,8 +36,8 @@ _config: Any = numba.config
 _ALIGNMENT_BYTES = 64  # a cache line, and the widest vector
 
 
-def _cache_dir() -> Path:
-    """Folder for the machine code of these very sources.
+def _cache_dir() -> Path | None:
+    """Folder for the machine code of these very sources; None where there is no place for it.
 
     numba looks only at the file that a kernel stands in. A kernel holds the code of those it
     calls, too, in other files: the folder is named by all of them.
@@ -50,14 +50,16 @@ def _cache_dir() -> Path:
         return Path(_config.CACHE_DIR) / name
     beside = package / "__pycache__"
     if not os.access(beside if beside.exists() else package, os.W_OK):
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "organism" / name
+        users = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+        # Never a folder that others may write to: what lies in it is run.
+        return users / "organism" / name if users.is_absolute() else None
     for other in beside.glob("kernels-*"):
         if other.name != name:
             shutil.rmtree(other, ignore_errors=True)
     return beside / name
 
 
-_config.CACHE_DIR = str(_cache_dir())
+_config.CACHE_DIR = str(_cache_dir() or "")
 if _config.CPU_NAME is None and _config.CPU_FEATURES is None:
     _config.CPU_NAME = llvm.get_host_cpu_name()
     _config.CPU_FEATURES = llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit"

@@ -58,3 +58,18 @@ def test_machine_code_is_kept_by_all_sources(
     assert before == jit._cache_dir()
     source.write_text("x = 2")
     assert jit._cache_dir() != before
+
+
+def test_a_read_only_installation_keeps_it_with_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nowhere, rather than where others may write: what lies there is run."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = jit._cache_dir()
+    assert found is not None
+    assert found.parent == tmp_path / "organism"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert jit._cache_dir() is None
