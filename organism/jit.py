@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -60,10 +61,10 @@ def _cache_dir() -> Path | None:
 
 
 _config.CACHE_DIR = str(_cache_dir() or "")
-if _config.CPU_NAME is None and _config.CPU_FEATURES is None:
+_own_choice = _config.CPU_NAME is None and _config.CPU_FEATURES is None
+if _own_choice and platform.machine() in ("x86_64", "AMD64"):
     _config.CPU_NAME = llvm.get_host_cpu_name()
     _config.CPU_FEATURES = llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit"
-
 
 SHORT_BYTES = 1 << 14
 """So much input is done with in microseconds: kernels with a variant that keeps the GIL take it."""
