@@ -58,7 +58,6 @@ from organism.kernels import (
     mean_of,
     memory_for,
     mlp_columns,
-    new_state,
     new_tape,
     polynomial_columns,
     rate_of,
@@ -152,7 +151,14 @@ def new_room(theta: Theta, d_in: int, d_hidden: int, segment: int) -> Room:
     return Room(
         aligned((segment - 1, d_in, d_hidden)),
         new_tape(segment, d_in, d_hidden),
-        new_state(0, d_in, d_hidden),
+        State(
+            aligned((0, d_in, d_hidden)),
+            aligned((d_in,)),
+            aligned((d_in,)),
+            aligned((d_in,)),
+            aligned((2,)),
+            aligned((1,), np.int64),
+        ),
         aligned((d_in, d_hidden)),
         memory_for(theta, d_in, d_hidden),
         buffers,

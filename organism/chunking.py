@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from organism.jit import SHORT_BYTES, kernel
+from organism.jit import kernel
 
 Chunking = Literal["lines", "windows"]
 
@@ -63,8 +63,7 @@ def chunk_spans(
     [[0, 3], [3, 6]]
     """
     limits = np.array([len(data)] if ends is None else ends, np.int64)
-    spans = _spans_held if len(data) <= SHORT_BYTES else _spans
-    return spans(np.frombuffer(data, np.uint8), limits, chunking == "lines", size_bytes)
+    return _spans(np.frombuffer(data, np.uint8), limits, chunking == "lines", size_bytes)
 
 
 @kernel()
@@ -73,11 +72,6 @@ def _spans(data: Bytes, ends: npt.NDArray[np.int64], lines: bool, size_bytes: in
     spans = np.empty((_walk(data, ends, lines, size_bytes, nowhere), 2), np.int64)
     _walk(data, ends, lines, size_bytes, spans)
     return spans
-
-
-@kernel(release=False)
-def _spans_held(data: Bytes, ends: npt.NDArray[np.int64], lines: bool, size_bytes: int) -> Spans:
-    return _spans(data, ends, lines, size_bytes)
 
 
 @kernel()

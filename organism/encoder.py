@@ -17,7 +17,7 @@ from torch import Tensor
 
 from organism.chunking import Bytes, Spans
 from organism.config import EncoderConfig
-from organism.jit import F32, SHORT_BYTES, kernel
+from organism.jit import F32, kernel
 
 # Odd 64-bit constants of Steele, Lea & Flood, "Fast splittable pseudorandom number generators"
 # (OOPSLA 2014): their finaliser spreads near-equal n-grams over all buckets.
@@ -86,9 +86,8 @@ def encode_spans(data: bytes, spans: Spans, config: EncoderConfig, width: int) -
     table, raw = embedding_table(config, width), config.orders == (1,)
     vectors = np.zeros((len(spans), width), np.float32)
     message = np.frombuffer(data, np.uint8)
-    pool = _pool_held if len(data) <= SHORT_BYTES else _pool
     for order in config.orders:
-        pool(message, spans, order, raw, config.distinct, config.unit_norm, table, vectors)
+        _pool(message, spans, order, raw, config.distinct, config.unit_norm, table, vectors)
     return vectors
 
 
@@ -131,20 +130,6 @@ def _pool(
             factor = np.float32(1) / max(np.float32(math.sqrt(square)), _NORM_FLOOR)
         for j in range(width):
             vectors[c, j] += factor * total[j]
-
-
-@kernel(release=False)
-def _pool_held(
-    data: Bytes,
-    spans: Spans,
-    order: int,
-    raw: bool,
-    distinct: bool,
-    unit_norm: bool,
-    table: F32,
-    vectors: F32,
-) -> None:
-    _pool(data, spans, order, raw, distinct, unit_norm, table, vectors)
 
 
 @kernel()

@@ -66,9 +66,6 @@ if _own_choice and platform.machine() in ("x86_64", "AMD64"):
     _config.CPU_NAME = llvm.get_host_cpu_name()
     _config.CPU_FEATURES = llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit"
 
-SHORT_BYTES = 1 << 14
-"""So much input is done with in microseconds: kernels with a variant that keeps the GIL take it."""
-
 
 def aligned(shape: tuple[int, ...], dtype: type[np.generic] = np.float32) -> npt.NDArray[Any]:
     """Make room for an array that starts on a cache line: no vector of it spans two of them."""
@@ -106,7 +103,7 @@ def _borrowed(typing_context: Any, array: Any) -> Any:
 borrowed: Any = intrinsic(_borrowed)
 
 
-def kernel(*, reassociate: bool = True, release: bool = True) -> Callable[[_Function], _Function]:
+def kernel(*, reassociate: bool = True) -> Callable[[_Function], _Function]:
     """Compile a function on its first call.
 
     The machine code is cached; where there is no folder to write to, it is compiled anew in each
@@ -115,11 +112,9 @@ def kernel(*, reassociate: bool = True, release: bool = True) -> Callable[[_Func
     Args:
         reassociate: let sums be reordered; off where the order of operations carries the
             precision. Multiply-adds are contracted in any case.
-        release: release the GIL; off for what takes microseconds: to get it back takes longer
-            where another thread is busy.
     """
     options: dict[str, Any] = {
-        "nogil": release,
+        "nogil": True,
         "error_model": "numpy",
         "fastmath": _FAST if reassociate else {"contract"},
     }

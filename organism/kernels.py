@@ -196,19 +196,6 @@ def column_count(theta: Theta) -> int:
     return len(theta.units) or max(powers_w, 3) * max(powers_pre, 2)
 
 
-def new_state(count: int, d_in: int, d_hidden: int) -> State:
-    """Make room for many states; for 0, for one without W."""
-    many = (count,) if count else ()
-    return State(
-        aligned((count, d_in, d_hidden)),
-        aligned((*many, d_in)),
-        aligned((*many, d_in)),
-        aligned((*many, d_in)),
-        aligned((*many, 2)),
-        aligned((*many, 1), np.int64),
-    )
-
-
 @kernel()
 def laid_out(memory: F32, d_in: int, d_hidden: int) -> tuple[Scratch, Tape]:
     """Lay a scratch and one row of a tape out on their memory; nothing is left to be settled."""

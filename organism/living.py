@@ -52,17 +52,11 @@ class LivingCortex:
 
     def __init__(self, genome: Genome, state: State | None = None) -> None:
         """Wake a state, or a newborn."""
-        self.genome = genome
+        self.follow(genome)
         self.restore(as_state(newborn(genome)) if state is None else state)
 
-    @property
-    def genome(self) -> Genome:
-        """The genome it learns by; another of the same shape may take over."""
-        return self._genome
-
-    @genome.setter
-    def genome(self, genome: Genome) -> None:
-        self._genome = genome
+    def follow(self, genome: Genome) -> None:
+        """Learn by a genome from now on, of the same shape as the one before."""
         self._program = compile_genome(genome.config, genome.theta)
         self._memory = kernels.memory_for(self._program.theta, *self._program.innate.shape)
         self._no_target = np.zeros(genome.config.cortex.d_hidden, np.float32)

@@ -384,7 +384,7 @@ class Engine:
                 "train it from the running genome"
             )
         self._life = replace(self._life, genome=genome, generation=self._life.generation + 1)
-        self._cortex.genome = genome
+        self._cortex.follow(genome)
         return self._life
 
     def _encode(self, data: bytes, spans: Spans) -> F32:

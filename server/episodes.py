@@ -18,7 +18,7 @@ from rapidfuzz.distance import Levenshtein
 
 from organism.chunking import Bytes, Spans
 from organism.encoder import gram_hash
-from organism.jit import F32, SHORT_BYTES, kernel
+from organism.jit import F32, kernel
 
 _WIDTH = 256
 # Candidates of the embedding search that the edit distance re-ranks: enough that damage loses
@@ -127,13 +127,7 @@ class Episodes:
 
 
 def _embedded(data: bytes, spans: Spans) -> F32:
-    embed = _embed_held if len(data) <= SHORT_BYTES else _embed
-    return embed(np.frombuffer(data, np.uint8), spans)
-
-
-@kernel(release=False)
-def _embed_held(data: Bytes, spans: Spans) -> F32:
-    return _embed(data, spans)
+    return _embed(np.frombuffer(data, np.uint8), spans)
 
 
 @kernel()

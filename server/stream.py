@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from urllib.parse import parse_qs
 
 from starlette.types import Message, Receive, Scope, Send
@@ -56,8 +57,9 @@ class Stream:
                 await task
         except _Refused as refusal:
             reason = str(refusal)[:_REASON_BYTES]
-            await send({"type": "websocket.close", "code": refusal.code, "reason": reason})
-        except _Left:
+            with suppress(OSError):
+                await send({"type": "websocket.close", "code": refusal.code, "reason": reason})
+        except (_Left, OSError):  # an OSError is the server's word that the client is gone
             pass  # what was taken before it is learned all the same
         finally:
             for task in tasks:

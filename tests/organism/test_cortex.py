@@ -90,6 +90,17 @@ def test_recall_is_the_reading_half_and_changes_nothing(genome: Genome) -> None:
     assert_equal(state, kept)
 
 
+def test_many_cues_are_read_as_one_by_one(genome: Genome) -> None:
+    """Asked together, ``(cues, batch, d_in)``, each gets the answer it gets alone."""
+    e = inputs(9, 2, genome)
+    state = live(genome, e[:5]).state
+    together = recall(genome, state, e[5:])
+    for k, cue in enumerate(e[5:]):
+        alone = recall(genome, state, cue)
+        for f in fields(alone):
+            torch.testing.assert_close(getattr(together, f.name)[k], getattr(alone, f.name))
+
+
 def test_a_batch_of_lifetimes_is_its_members(genome: Genome) -> None:
     """Batched = looped, through a whole lifetime."""
     e = inputs(10, 3, genome)
