@@ -79,7 +79,7 @@ def timed(work: Callable[[], object], repeat: int) -> float:
 def long_lifetime() -> int:
     """Train through one long lifetime of the default genome; print this process's peak memory."""
     set_threads(_CORES)
-    genome = learnable(PRESETS["daemon"].genome)
+    genome = learnable(PRESETS["dense"].genome)
     inputs = torch.randn(_LONG_STEPS, 1, genome.config.cortex.d_in)
     gradient(live(genome, inputs).logit.mean(), genome.theta)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

@@ -102,7 +102,7 @@ def main() -> int:
     """Run the command."""
     options = parser(__doc__).parse_args()
     torch.set_num_threads(1)
-    mlp, polynomial = PRESETS["original"].genome, PRESETS["daemon"].genome
+    mlp, polynomial = PRESETS["original"].genome, PRESETS["dense"].genome
     sizes = {"": (32, 1024), "_default_size": (polynomial.cortex.d_in, polynomial.cortex.d_hidden)}
     figures, details = [], {}
     for suffix, size in sizes.items():

@@ -156,6 +156,7 @@ def new_room(theta: Theta, d_in: int, d_hidden: int, segment: int) -> Room:
             aligned((d_in,)),
             aligned((d_in,)),
             aligned((d_in,)),
+            aligned((0,)),
             aligned((2,)),
             aligned((1,), np.int64),
         ),
@@ -163,6 +164,12 @@ def new_room(theta: Theta, d_in: int, d_hidden: int, segment: int) -> Room:
         memory_for(theta, d_in, d_hidden),
         buffers,
     )
+
+
+@kernel()
+def _with(w: F32, rest: State) -> State:
+    """Put a W beside the rest of a state."""
+    return State(w, rest.short_term, rest.long_term, rest.mean, rest.trace, rest.gains, rest.steps)
 
 
 @kernel()
@@ -759,12 +766,14 @@ def _live_again(
     for s in range(count - 1):
         copy_matrix(w, ws[s])
         w = ws[s]
-        state = State(w, rest.short_term, rest.long_term, rest.mean, rest.gains, rest.steps)
+        state = State(
+            w, rest.short_term, rest.long_term, rest.mean, rest.trace, rest.gains, rest.steps
+        )
         row, t = row_of(room.tape, s), first + s
         step(constants, theta, innate, state, inputs[t], target, ratios[t], row, scratch)
         settle(w, scratch)
     row = row_of(room.tape, count - 1)
-    state = State(w, rest.short_term, rest.long_term, rest.mean, rest.gains, rest.steps)
+    state = _with(w, rest)
     read(constants, theta, innate, state, inputs[first + count - 1], row, scratch)
     copy(norms, row.norms)
 
@@ -809,7 +818,7 @@ def pull_back(
     steps = inputs.shape[0]
     scratch, _ = laid_out(room.memory, innate.shape[0], innate.shape[1])
     copy_matrix(g.w, room.g_w)
-    g = State(room.g_w, g.short_term, g.long_term, g.mean, g.gains, g.steps)
+    g = _with(room.g_w, g)
     for k in range((steps - 1) // segment, -1, -1):
         first, count = k * segment, min(segment, steps - k * segment)
         _live_again(

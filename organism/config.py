@@ -54,6 +54,12 @@ class EncoderConfig(Settings):
     unit_norm: bool = Field(
         False, description="scale each order's mean to unit norm, whatever the length [D26: off]"
     )
+    digit_weight: float = Field(
+        1.0,
+        gt=0,
+        le=16,
+        description="weight of the bytes 0 to 9 in their n-grams, others count 1 [D26: 1]",
+    )
     seed: int = Field(0, ge=0, lt=1 << 32, description="seed the frozen table is drawn from")
 
     @model_validator(mode="after")
@@ -111,8 +117,8 @@ class CortexConfig(Settings):
     d_in: int = Field(32, ge=2, le=4096, description="width of a chunk's vector [D26 App. B: 32]")
     d_hidden: int = Field(1024, ge=2, le=65536, description="columns of W [D26 App. B: 1024]")
 
-    innate: Literal["gaussian", "tight_frame"] = Field(
-        "gaussian", description="W₀: N(0, innate_std²) [D26 App. C], or orthogonal blocks"
+    innate: Literal["gaussian", "tight_frame", "silent"] = Field(
+        "gaussian", description="W₀: N(0, innate_std²) [D26 App. C], orthogonal blocks, or zeros"
     )
     innate_std: float = Field(0.01, gt=0, description="gaussian W₀: its deviation [D26 §6.4: 0.01]")
     innate_seed: int = Field(0, ge=0, lt=1 << 32, description="seed W₀ is drawn from")
@@ -148,8 +154,24 @@ class CortexConfig(Settings):
     beta_min: float = Field(0.1, gt=0, description="lower bound of β [D26 §4.3: 0.1]")
     beta_max: float = Field(2.0, gt=0, description="upper bound of β [D26 §4.3: 2.0]")
 
+    recruitment: bool = Field(
+        False, description="one column learns: the nearest, or a fresh one for the new [D26: all]"
+    )
+    vigilance: float = Field(
+        0.95, gt=0, lt=1, description="match, as a cosine, below which a fresh column is recruited"
+    )
+    reuse: float = Field(
+        1.0, ge=-1, le=1, description="what a match adds to its column's trace of use"
+    )
+    protection: float = Field(
+        0.0, ge=0, description="trace from which a column is not recruited anew; 0: off"
+    )
+    trace_decay: float = Field(
+        0.998, gt=0, lt=1, description="decay a step of a column's use; the least used is recruited"
+    )
+
     calibration: bool = Field(
-        False, description="a level of the novel follows the stream [D26: no familiarity]"
+        False, description="the readout's level follows the stream [D26: no familiarity]"
     )
     calibration_rate: float = Field(0.03, gt=0, le=1, description="rate of that level")
 
@@ -174,6 +196,15 @@ class CortexConfig(Settings):
                 f"β starts at 1: need beta_min <= 1 <= beta_max, "
                 f"got {self.beta_min}, {self.beta_max}"
             )
+        if self.recruitment and not (
+            self.innate == "silent" and self.centring and self.normalisation == "column"
+        ):
+            raise ValueError(
+                "recruitment compares unit inputs with unit columns, or silent ones: it needs "
+                "centring, normalisation 'column' and innate 'silent'"
+            )
+        if self.recruitment and self.recovery:
+            raise ValueError("recruitment knows no recovery: what is not used is recruited anew")
         return self
 
 
@@ -183,3 +214,12 @@ class GenomeConfig(Settings):
     encoder: EncoderConfig = EncoderConfig()
     rule: RuleConfig = RuleConfig()
     cortex: CortexConfig = CortexConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GenomeConfig:
+        if self.cortex.recruitment and self.rule.scaling == "rms":
+            raise ValueError(
+                "recruitment starts from silent columns, which have no root mean square: "
+                "choose rule scaling 'sqrt_d' or 'none'"
+            )
+        return self

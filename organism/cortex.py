@@ -7,20 +7,20 @@ time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from organism import tensorfile
+from organism import recruitment, tensorfile
 from organism.config import CortexConfig, Normalisation
 from organism.genome import Genome
 from organism.readout import deviation, log_response, logit, next_level
 from organism.rules import make_rule, scaled_delta
 
-STATE_SCHEMA = 1
+STATE_SCHEMA = 2
 
 _KIND = "cortex"
 # A vector this short is rounding error of the centring, not a direction: it must not be blown up
@@ -37,8 +37,11 @@ class CortexState:
         short_term: m_ST, ``(batch, d_in)``.
         long_term: m_LT, ``(batch, d_in)``.
         mean: running mean μ of the inputs, ``(batch, d_in)``.
+        trace: decaying count of each column's uses, ``(batch, d_hidden)``; without recruitment
+            ``(batch, 0)``.
         beta: metabolic gain β, ``(batch,)``.
-        level: calibration of the readout, the response of novel chunks, ``(batch,)``.
+        level: calibration of the readout, ``(batch,)``: the response of novel chunks, or, with
+            recruitment, the match of familiar ones.
         steps: steps lived, ``(batch,)`` int64.
     """
 
@@ -46,13 +49,14 @@ class CortexState:
     short_term: Tensor
     long_term: Tensor
     mean: Tensor
+    trace: Tensor
     beta: Tensor
     level: Tensor
     steps: Tensor
 
     @property
     def float_count(self) -> int:
-        """Floats carried by one lifetime: W, both memories, the mean, β and the calibration."""
+        """Floats carried by one lifetime: all but the count of its steps."""
         return sum(getattr(self, f.name)[0].numel() for f in fields(self) if f.name != "steps")
 
     def detach(self) -> CortexState:
@@ -73,10 +77,12 @@ class CortexState:
         """
         tensors = tensorfile.unpack(blob, _KIND, STATE_SCHEMA).tensors
         w = tensors.get("w", torch.zeros(0))
-        batch, d_in = (*w.shape[:2], 0, 0)[:2]
+        batch, d_in, d_hidden = (*w.shape, 0, 0, 0)[:3]
+        used = tensors.get("trace", torch.zeros(0)).numel() > 0
         vectors = {name: (batch, d_in) for name in ("short_term", "long_term", "mean")}
         scalars = {name: (batch,) for name in ("beta", "level", "steps")}
-        expected = {"w": tuple(w.shape), **vectors, **scalars}
+        traces = {"trace": (batch, d_hidden if used else 0)}
+        expected = {"w": tuple(w.shape), **vectors, **traces, **scalars}
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         types = {tensor.dtype for name, tensor in tensors.items() if name != "steps"}
         if found != expected or w.dim() != 3 or types != {torch.float32}:
@@ -91,14 +97,17 @@ class Reading:
     Attributes:
         mixed: z̃, input and memories mixed, ``(batch, d_in)``.
         z: β·z̃, the pre-synaptic activity, ``(batch, d_in)``.
-        h: hidden activity, ``(batch, d_hidden)``, in (−1, 1).
+        drive: zW, ``(batch, d_hidden)``.
+        h: hidden activity tanh(zW), ``(batch, d_hidden)``, in (−1, 1).
         entropy: H = std(h), the original's proxy, ``(batch,)``.
-        response: log(std(h) / std(h₀)), what the readout sees, ``(batch,)``.
+        response: what the readout sees, ``(batch,)``: log(std(h) / std(h₀)), or, with
+            recruitment, the evidence.
         logit: log-odds of familiarity, ``(batch,)``.
     """
 
     mixed: Tensor
     z: Tensor
+    drive: Tensor
     h: Tensor
     entropy: Tensor
     response: Tensor
@@ -118,8 +127,10 @@ def innate_weights(config: CortexConfig) -> Tensor:
     ``gaussian`` is N(0, innate_std²) as in [D26 App. C]. ``tight_frame`` sets random orthogonal
     blocks side by side: unit columns with W₀W₀ᵀ = (d_hidden/d_in)·I, so that before any learning
     every unit input gets the same ‖zW₀‖, and a difference in response is a memory, not an
-    accident of the draw.
+    accident of the draw. ``silent`` is zero: columns that hold nothing answer nothing.
     """
+    if config.innate == "silent":
+        return torch.zeros(config.d_in, config.d_hidden)
     draws = np.random.RandomState(config.innate_seed)
     d_in, d_hidden = config.d_in, config.d_hidden
     if config.innate == "gaussian":
@@ -140,15 +151,16 @@ def newborn(genome: Genome, batch: int = 1) -> CortexState:
     like = genome.theta["log_alpha"]
     w = innate_weights(cortex).to(like).expand(batch, -1, -1)
     zeros = like.new_zeros(batch, cortex.d_in)
-    steps = torch.zeros(batch, dtype=torch.int64, device=like.device)
+    level = recruitment.LEVEL_AT_BIRTH if cortex.recruitment else 0.0
     return CortexState(
-        w,
-        zeros,
-        zeros,
-        zeros,
-        like.new_ones(batch),
-        like.new_zeros(batch),
-        steps,
+        w=w,
+        short_term=zeros,
+        long_term=zeros,
+        mean=zeros,
+        trace=like.new_zeros(batch, cortex.d_hidden if cortex.recruitment else 0),
+        beta=like.new_ones(batch),
+        level=like.new_full((batch,), level),
+        steps=torch.zeros(batch, dtype=torch.int64, device=like.device),
     )
 
 
@@ -171,12 +183,33 @@ def recall(genome: Genome, state: CortexState, e: Tensor) -> Reading:
     else:
         mixed = x
     z = state.beta.unsqueeze(1) * mixed
-    h = _response(z, state.w)
-    innate = _response(z, innate_weights(config).to(z).expand_as(state.w))
+    drive = _drive(z, state.w)
+    h = torch.tanh(drive)
     entropy = deviation(h)
-    response = log_response(entropy, deviation(innate))
-    odds = logit(genome.theta["readout"], response, state.level)
-    return Reading(mixed, z, h, entropy, response, odds)
+    if config.recruitment:
+        seen = recruitment.features(drive / state.beta.unsqueeze(1), state.trace)
+        response = recruitment.evidence(genome.theta["readout"], seen)
+        odds = recruitment.log_odds(genome.theta["calibration"], response, state.level)
+    else:
+        innate = torch.tanh(_drive(z, innate_weights(config).to(z).expand_as(state.w)))
+        response = log_response(entropy, deviation(innate))
+        odds = logit(genome.theta["readout"], response, state.level)
+    return Reading(mixed, z, drive, h, entropy, response, odds)
+
+
+def centred_inputs(genome: Genome, inputs: Tensor) -> Tensor:
+    """What a newborn's cortex sees of a sequence, ``(steps, batch, d_in)``: before β and memories.
+
+    With centring, each input less the mean of those before it, at unit norm; else the inputs.
+    """
+    config = genome.config.cortex
+    if not config.centring:
+        return inputs
+    state, seen = newborn(genome, inputs.shape[1]), []
+    for e in inputs:
+        seen.append(_centred(e, state))
+        state = replace(state, mean=_next_mean(config, state, e), steps=state.steps + 1)
+    return torch.stack(seen)
 
 
 def step(
@@ -203,22 +236,26 @@ def step(
         The next state, and the reading from *before* the learning.
 
     Raises:
-        ValueError: a teacher ratio without a target.
+        ValueError: a teacher ratio without a target, or with recruitment.
     """
     config = genome.config.cortex
     reading = recall(genome, state, e)
     post = reading.h
     if teacher_ratio:
+        if config.recruitment:
+            raise ValueError("recruitment chooses who learns: it takes no teacher, ρ must be 0")
         if target is None:
             raise ValueError(f"teacher_ratio {teacher_ratio} needs a target; pass one, or ρ = 0")
         post = teacher_ratio * target + (1 - teacher_ratio) * post
+    w, trace = _learned(genome, state, reading, post)
     next_state = CortexState(
-        w=_plasticity(genome, state, reading, post),
+        w=w,
         short_term=_next_memory(config, state.short_term, reading.mixed, config.short_term_decay),
         long_term=_next_memory(config, state.long_term, reading.mixed, config.long_term_decay),
         mean=_next_mean(config, state, e),
+        trace=trace,
         beta=_next_beta(config, state.beta, reading.entropy),
-        level=_next_level(config, state.level, reading),
+        level=_next_level(config, state, reading),
         steps=state.steps + 1,
     )
     return next_state, reading
@@ -240,17 +277,46 @@ def normalise(w: Tensor, normalisation: Normalisation, epsilon: float) -> Tensor
     return w / (norm + epsilon)
 
 
-def _response(z: Tensor, w: Tensor) -> Tensor:
-    """tanh(zW); equal weights give equal bits, whichever tensor holds them."""
+def _drive(z: Tensor, w: Tensor) -> Tensor:
+    """zW; equal weights give equal bits, whichever tensor holds them."""
     if z.dim() == 2:
-        return torch.tanh(torch.bmm(z.unsqueeze(1), w).squeeze(1))
-    return torch.tanh(torch.bmm(z.transpose(0, 1), w).transpose(0, 1))
+        return torch.bmm(z.unsqueeze(1), w).squeeze(1)
+    return torch.bmm(z.transpose(0, 1), w).transpose(0, 1)
 
 
-def _plasticity(genome: Genome, state: CortexState, reading: Reading, post: Tensor) -> Tensor:
+def _learned(
+    genome: Genome, state: CortexState, reading: Reading, post: Tensor
+) -> tuple[Tensor, Tensor]:
+    """W and the traces after learning."""
+    if not genome.config.cortex.plasticity:
+        return state.w, state.trace
+    if genome.config.cortex.recruitment:
+        return _one_learns(genome, state, reading)
+    return _all_learn(genome, state, reading, post), state.trace
+
+
+def _one_learns(genome: Genome, state: CortexState, reading: Reading) -> tuple[Tensor, Tensor]:
+    """Apply the rule to the winner alone; a recruited column is silent, and driven as by itself."""
+    config = genome.config
+    match = reading.drive / state.beta.unsqueeze(1)
+    cortex = config.cortex
+    choice = recruitment.choose(match, state.trace, cortex.vigilance, cortex.protection)
+    place, fresh = choice.column.unsqueeze(1), choice.recruited.unsqueeze(1)
+    across = place.unsqueeze(1).expand(-1, cortex.d_in, 1)
+    before = state.w.gather(2, across)
+    w = before * ~fresh.unsqueeze(1)
+    post = torch.where(fresh, torch.tanh(state.beta).unsqueeze(1), reading.h.gather(1, place))
+    rule = make_rule(config.rule)
+    delta = scaled_delta(rule, genome.theta, config.rule, cortex, reading.z, post, w, state.beta)
+    moved = w + plasticity_rate(genome, reading.entropy).view(-1, 1, 1) * delta
+    moved = normalise(moved, cortex.normalisation, cortex.normalisation_epsilon)
+    moved = torch.where(choice.learns.view(-1, 1, 1), moved, before)
+    trace = recruitment.next_trace(state.trace, choice, cortex.trace_decay, cortex.reuse)
+    return state.w.scatter(2, across, moved), trace
+
+
+def _all_learn(genome: Genome, state: CortexState, reading: Reading, post: Tensor) -> Tensor:
     config, w = genome.config, state.w
-    if not config.cortex.plasticity:
-        return w
     rule = make_rule(config.rule)
     delta = scaled_delta(
         rule, genome.theta, config.rule, config.cortex, reading.z, post, w, state.beta
@@ -286,9 +352,13 @@ def _next_beta(config: CortexConfig, beta: Tensor, entropy: Tensor) -> Tensor:
     return moved.clamp(config.beta_min, config.beta_max)
 
 
-def _next_level(config: CortexConfig, level: Tensor, reading: Reading) -> Tensor:
+def _next_level(config: CortexConfig, state: CortexState, reading: Reading) -> Tensor:
+    level = state.level
     if not config.calibration:
         return level
+    if config.recruitment:
+        best = reading.drive.amax(-1) / state.beta
+        return recruitment.next_level(level, best, config.calibration_rate)
     return next_level(level, reading.response, reading.familiarity, config.calibration_rate)
 
 

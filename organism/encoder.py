@@ -17,13 +17,14 @@ from torch import Tensor
 
 from organism.chunking import Bytes, Spans
 from organism.config import EncoderConfig
-from organism.jit import F32, kernel
+from organism.jit import F32, Number, kernel
 
 # Odd 64-bit constants of Steele, Lea & Flood, "Fast splittable pseudorandom number generators"
 # (OOPSLA 2014): their finaliser spreads near-equal n-grams over all buckets.
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _NORM_FLOOR = np.float32(1e-12)
+_ZERO, _NINE = np.uint8(ord("0")), np.uint8(ord("9"))
 
 
 @lru_cache(maxsize=8)
@@ -65,8 +66,9 @@ def encode_spans(data: bytes, spans: Spans, config: EncoderConfig, width: int) -
     """Encode chunks of a message as the sum over orders of their n-grams' mean row [D26 §4.1].
 
     With ``distinct`` a chunk's repeated n-grams count once; with ``unit_norm`` each order's mean
-    is scaled to length 1 before the sum. A chunk shorter than an order contributes itself, whole,
-    as its only n-gram of that order.
+    is scaled to length 1 before the sum. An n-gram weighs as much as its bytes do on average:
+    digits ``digit_weight``, others 1. A chunk shorter than an order contributes itself, whole, as
+    its only n-gram of that order.
 
     Args:
         data: the message.
@@ -86,8 +88,9 @@ def encode_spans(data: bytes, spans: Spans, config: EncoderConfig, width: int) -
     table, raw = embedding_table(config, width), config.orders == (1,)
     vectors = np.zeros((len(spans), width), np.float32)
     message = np.frombuffer(data, np.uint8)
+    weight, distinct, unit = np.float32(config.digit_weight), config.distinct, config.unit_norm
     for order in config.orders:
-        _pool(message, spans, order, raw, config.distinct, config.unit_norm, table, vectors)
+        _pool(message, spans, order, raw, distinct, unit, weight, table, vectors)
     return vectors
 
 
@@ -99,6 +102,7 @@ def _pool(
     raw: bool,
     distinct: bool,
     unit_norm: bool,
+    digit_weight: Number,
     table: F32,
     vectors: F32,
 ) -> None:
@@ -108,7 +112,7 @@ def _pool(
     total = np.empty(width, np.float32)
     for c in range(spans.shape[0]):
         start, end = spans[c, 0], spans[c, 1]
-        count = 0
+        weights = np.float32(0)
         for j in range(width):
             total[j] = 0
         for i in range(start, max(end - order, start) + 1):
@@ -119,10 +123,11 @@ def _pool(
                 if seen_in[bucket] == c:
                     continue
                 seen_in[bucket] = c
-            count += 1
+            weight = _weight(data, i, min(order, end - i), digit_weight)
+            weights += weight
             for j in range(width):
-                total[j] += table[bucket, j]
-        factor = np.float32(1) / np.float32(count)
+                total[j] += weight * table[bucket, j]
+        factor = np.float32(1) / weights
         if unit_norm:
             square = np.float32(0)
             for j in range(width):
@@ -130,6 +135,16 @@ def _pool(
             factor = np.float32(1) / max(np.float32(math.sqrt(square)), _NORM_FLOOR)
         for j in range(width):
             vectors[c, j] += factor * total[j]
+
+
+@kernel()
+def _weight(data: Bytes, start: int, span: int, digit_weight: Number) -> Number:
+    """Mean weight of an n-gram's bytes."""
+    weight = np.float32(0)
+    for i in range(start, start + span):
+        digit = _ZERO <= data[i] <= _NINE
+        weight += digit_weight if digit else np.float32(1)
+    return weight / np.float32(span)
 
 
 @kernel()

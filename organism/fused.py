@@ -27,6 +27,7 @@ from organism.cortex import CortexState, innate_weights
 from organism.genome import Genome
 from organism.jit import F32, aligned, aligned_copy
 from organism.kernels import Constants, State, Theta
+from organism.recruitment import FEATURES, LEVEL_POWERS
 from organism.rules import normalised_length
 
 # W is kept at every step up to so many bytes a batch; beyond, segments are lived again.
@@ -78,12 +79,22 @@ def set_threads(count: int) -> None:
     _threads.set(count)
 
 
-def fusable(theta: Sequence[Tensor], constants: Sequence[Tensor | None]) -> bool:
-    """Whether a lifetime can be lived on the kernels: on the CPU, in float32, only θ learning."""
+def fusable(genome: Genome, constants: Sequence[Tensor | None]) -> bool:
+    """Whether a lifetime can be lived on the kernels: on the CPU, in float32, only θ learning.
+
+    Recruitment has no adjoint there: it learns θ on the reference.
+    """
+    theta = tuple(genome.theta.values())
+    if genome.config.cortex.recruitment and _learns(genome):
+        return False
     given = [tensor for tensor in constants if tensor is not None]
     on_cpu = all(tensor.device.type == "cpu" for tensor in (*theta, *given))
     single = all(t.dtype == torch.float32 for t in (*theta, *given) if t.is_floating_point())
     return on_cpu and single and not any(tensor.requires_grad for tensor in given)
+
+
+def _learns(genome: Genome) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in genome.theta.values())
 
 
 @dataclass(frozen=True)
@@ -129,6 +140,11 @@ def _constants(config: GenomeConfig, theta: Mapping[str, Tensor]) -> Constants:
         beta_rise=f(c.beta_rise),
         beta_min=f(c.beta_min),
         beta_max=f(c.beta_max),
+        recruitment=c.recruitment,
+        vigilance=f(c.vigilance),
+        reuse=f(c.reuse),
+        protection=f(c.protection or math.inf),
+        trace_decay=f(c.trace_decay),
         calibration=c.calibration,
         calibration_rate=f(c.calibration_rate),
         kappa=f(theta["log_recovery"].detach().exp() if c.recovery else 0),
@@ -157,12 +173,13 @@ def _blank(config: GenomeConfig, dtype: type[np.floating[Any]]) -> Theta:
 
 def _views(config: GenomeConfig, theta: Theta) -> dict[str, npt.NDArray[Any]]:
     """Where each tensor of θ lies, as views that can be read and written."""
-    k = kernels
+    k, recruits = kernels, config.cortex.recruitment
     views = {
         "log_alpha": theta.scalars[k.LOG_ALPHA : k.LOG_ALPHA + 1],
         "log_recovery": theta.scalars[k.LOG_RECOVERY : k.LOG_RECOVERY + 1],
         "mixing": theta.scalars[k.C0 : k.C2 + 1],
-        "readout": theta.scalars[k.READOUT : k.READOUT + 3],
+        "readout": theta.scalars[k.READOUT : k.READOUT + (FEATURES if recruits else 3)],
+        "calibration": theta.scalars[k.CALIBRATION :].reshape(-1, LEVEL_POWERS),
         "rule.coefficients": theta.coefficients,
         "rule.b2": theta.scalars[k.B2 : k.B2 + 1],
         "rule.w1": theta.units[: config.rule.hidden, : k.BIAS],
@@ -192,7 +209,7 @@ def live(
     Returns:
         The last state, and H and log-odds of each step, ``(steps, batch)``; differentiable in θ.
     """
-    learning = torch.is_grad_enabled() and any(t.requires_grad for t in genome.theta.values())
+    learning = _learns(genome)
     names, values = tuple(genome.theta), tuple(genome.theta.values())
     lives = _Lives(
         genome.config,
@@ -202,10 +219,10 @@ def live(
         np.array(ratios, np.float32),
         learning,
     )
-    w, short_term, long_term, level, entropy, logit, mean, beta, steps = _Live.apply(  # type: ignore[no-untyped-call]
+    w, short_term, long_term, level, entropy, logit, mean, trace, beta, steps = _Live.apply(  # type: ignore[no-untyped-call]
         lives, state, *values
     )
-    end = CortexState(w, short_term, long_term, mean, beta, level, steps)
+    end = CortexState(w, short_term, long_term, mean, trace, beta, level, steps)
     return end, entropy.T, logit.T
 
 
@@ -281,7 +298,7 @@ class _Live(torch.autograd.Function):
         ctx.checkpoints, ctx.norms, ctx.end = checkpoints, norms, states.w
         end = join(states)
         learned = (end.w, end.short_term, end.long_term, end.level)
-        constant = (end.mean, end.beta, end.steps)
+        constant = (end.mean, end.trace, end.beta, end.steps)
         ctx.mark_non_differentiable(*constant)
         return (*learned, torch.from_numpy(entropy), torch.from_numpy(logit), *constant)
 
@@ -297,6 +314,7 @@ class _Live(torch.autograd.Function):
             w,
             aligned_copy(short_term),
             aligned_copy(long_term),
+            np.empty((batch, 0), np.float32),
             np.empty((batch, 0), np.float32),
             gains,
             np.empty((batch, 0), np.int64),
@@ -354,6 +372,7 @@ def split(state: CortexState) -> State:
         aligned_copy(_array(state.short_term)),
         aligned_copy(_array(state.long_term)),
         aligned_copy(_array(state.mean)),
+        aligned_copy(_array(state.trace)),
         np.stack([_array(state.beta), _array(state.level)], axis=1),
         aligned_copy(_array(state.steps)[:, None]),
     )
@@ -361,6 +380,6 @@ def split(state: CortexState) -> State:
 
 def join(states: State) -> CortexState:
     """Make a batch of what the kernels wrote on, without a copy of W."""
-    w, short_term, long_term, mean, gains, steps = (torch.from_numpy(part) for part in states)
+    w, short_term, long_term, mean, trace, gains, steps = map(torch.from_numpy, states)
     beta, level = gains[:, 0].clone(), gains[:, 1].clone()
-    return CortexState(w, short_term, long_term, mean, beta, level, steps[:, 0].clone())
+    return CortexState(w, short_term, long_term, mean, trace, beta, level, steps[:, 0].clone())

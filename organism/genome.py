@@ -22,13 +22,16 @@ from organism import tensorfile
 from organism.config import GenomeConfig
 from organism.rules import make_rule
 
-SCHEMA = 1
+SCHEMA = 2
 MAX_MEMORY_MIXING = 0.98
 """Bound that training keeps |c₁| + |c₂| under, so that the memories stay bounded."""
 
 _KIND = "genome"
 # Before any training: the weaker the response, the more familiar.
 _INITIAL_READOUT = (-2.0, 2.0, -2.0)
+# With recruitment: the closer, the more familiar.
+_INITIAL_EVIDENCE = (1.0, 0.0, 0.0, 0.0)
+_INITIAL_CALIBRATION = ((1.0, 0.0, 0.0), (0.0, 0.0, 0.0), (-2.0, 0.0, 0.0))
 
 
 class GenomeError(ValueError):
@@ -42,7 +45,9 @@ class Genome:
     Attributes:
         config: sizes, switches and constants.
         theta: ``rule.*`` (see ``organism.rules``), ``log_alpha`` (), ``log_recovery`` () where
-            on, ``mixing`` (3,) as (c₀, c₁, c₂), and ``readout`` (3,), see ``organism.readout``.
+            on, ``mixing`` (3,) as (c₀, c₁, c₂), and ``readout`` (3,), see ``organism.readout``;
+            with recruitment ``readout`` (4,) and ``calibration`` (3, 3), see
+            ``organism.recruitment``.
         provenance: where it came from: plain values, shown but never interpreted.
     """
 
@@ -69,7 +74,11 @@ def new_genome(config: GenomeConfig, seed: int = 0) -> Genome:
     if config.cortex.recovery:
         theta["log_recovery"] = torch.tensor(math.log(config.cortex.recovery))
     theta["mixing"] = torch.tensor(config.cortex.mixing)
-    theta["readout"] = torch.tensor(_INITIAL_READOUT)
+    if config.cortex.recruitment:
+        theta["readout"] = torch.tensor(_INITIAL_EVIDENCE)
+        theta["calibration"] = torch.tensor(_INITIAL_CALIBRATION)
+    else:
+        theta["readout"] = torch.tensor(_INITIAL_READOUT)
     return Genome(config, theta)
 
 

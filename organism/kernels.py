@@ -19,15 +19,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from organism import recruiting
 from organism.jit import F32, Number, aligned, borrowed, kernel
 from organism.readout import DEVIATION_FLOOR, LEAST_SHARE
+from organism.recruitment import FEATURES, LEVEL_POWERS
 
 I64 = npt.NDArray[np.int64]
 
 ROW, COLUMN, FROBENIUS, NONE = range(4)
 UNSCALED, SQRT_D, RMS = range(3)
-LOG_ALPHA, LOG_RECOVERY, C0, C1, C2, READOUT, B2 = 0, 1, 2, 3, 4, 5, 8
-SCALARS = 9
+LOG_ALPHA, LOG_RECOVERY, C0, C1, C2, B2, READOUT, CALIBRATION = 0, 1, 2, 3, 4, 5, 6, 10
+SCALARS = 19
 BETA, LEVEL = 0, 1
 PRE_WEIGHT, POST_WEIGHT, W_WEIGHT, BIAS, OUT_WEIGHT = range(5)
 # Hidden units are taken four at a time: their columns then share one pass over a row.
@@ -91,6 +93,11 @@ class Constants(NamedTuple):
     beta_rise: Number
     beta_min: Number
     beta_max: Number
+    recruitment: bool
+    vigilance: Number
+    reuse: Number
+    protection: Number
+    trace_decay: Number
     calibration: bool
     calibration_rate: Number
     kappa: Number
@@ -101,7 +108,8 @@ class Theta(NamedTuple):
     """θ, or its gradient in float64.
 
     Attributes:
-        scalars: log α₀, log κ, c₀, c₁, c₂, the three of the readout, b₂ of the mlp.
+        scalars: log α₀, log κ, c₀, c₁, c₂, b₂ of the mlp, the readout's four, or three without
+            recruitment, and the nine of its calibration.
         coefficients: of the polynomial, ``(powers of pre, of post, of w)``; empty for the mlp.
         units: of the mlp, one row a hidden unit: weights of pre, post and w, bias, outgoing
             weight; padded with zeros to a multiple of ``UNIT_BLOCK``; empty for the polynomial.
@@ -120,7 +128,8 @@ class State(NamedTuple):
         short_term: ``(d_in,)``.
         long_term: ``(d_in,)``.
         mean: ``(d_in,)``.
-        gains: β and the level of the novel, ``(2,)``.
+        trace: ``(d_hidden,)``; without recruitment ``(0,)``.
+        gains: β and the level of the readout, ``(2,)``.
         steps: ``(1,)``.
     """
 
@@ -128,6 +137,7 @@ class State(NamedTuple):
     short_term: F32
     long_term: F32
     mean: F32
+    trace: F32
     gains: F32
     steps: I64
 
@@ -141,9 +151,10 @@ class Tape(NamedTuple):
         long_term: see above.
         z: pre-synaptic activity, ``(d_in,)``.
         h: response, ``(d_hidden,)``.
-        innate_h: response of the innate weights, ``(d_hidden,)``.
+        innate_h: response of the innate weights, ``(d_hidden,)``; with recruitment the matches.
         norms: l2 norms before normalisation, as many as the axis has.
-        readings: H, H₀, β and the level, all before the step, ``(4,)``.
+        readings: H, H₀ (with recruitment the best match), β and the level, all before the step,
+            ``(4,)``.
     """
 
     x: F32
@@ -248,6 +259,7 @@ def borrowed_state(state: State) -> State:
         borrowed(state.short_term),
         borrowed(state.long_term),
         borrowed(state.mean),
+        borrowed(state.trace),
         borrowed(state.gains),
         borrowed(state.steps),
     )
@@ -412,9 +424,23 @@ def read(
     scratch: Scratch,
 ) -> tuple[Number, Number]:
     """Read a chunk, ``organism.cortex.recall``, onto a row of a tape; H and the log-odds."""
-    x, z, readings = row.x, row.z, row.readings
-    _centre(constants, state.mean, e, x)
+    z, readings = row.z, row.readings
+    _mix(constants, theta, state, e, row)
     beta, level = state.gains[BETA], state.gains[LEVEL]
+    # field and total are free until the learning.
+    _products(z, state.w, scratch.inverses, innate, scratch.field, scratch.total)
+    _tanh(scratch.field, scratch.bits, row.h)
+    _tanh(scratch.total, scratch.bits, row.innate_h)
+    entropy, innate_entropy = _deviation(row.h), _deviation(row.innate_h)
+    readings[0], readings[1], readings[2], readings[3] = entropy, innate_entropy, beta, level
+    return entropy, logit_of(theta, response_of(entropy, innate_entropy), level)
+
+
+@kernel()
+def _mix(constants: Constants, theta: Theta, state: State, e: F32, row: Tape) -> None:
+    """Centre a chunk and mix the memories in: x and z of a row of a tape."""
+    x, z, beta = row.x, row.z, state.gains[BETA]
+    _centre(constants, state.mean, e, x)
     if constants.memory:
         c0, c1, c2 = theta.scalars[C0], theta.scalars[C1], theta.scalars[C2]
         for i in range(z.shape[0]):
@@ -423,13 +449,25 @@ def read(
     else:
         for i in range(z.shape[0]):
             z[i] = beta * x[i]
-    # field and total are free until the learning.
-    _products(z, state.w, scratch.inverses, innate, scratch.field, scratch.total)
-    _tanh(scratch.field, scratch.bits, row.h)
-    _tanh(scratch.total, scratch.bits, row.innate_h)
-    entropy, innate_entropy = _deviation(row.h), _deviation(row.innate_h)
-    readings[0], readings[1], readings[2], readings[3] = entropy, innate_entropy, beta, level
-    return entropy, logit_of(theta, response_of(entropy, innate_entropy), level)
+
+
+@kernel()
+def _read_matches(
+    constants: Constants, theta: Theta, state: State, e: F32, row: Tape, scratch: Scratch
+) -> tuple[Number, Number]:
+    """Read with recruitment: how z matches each column, H, and the log-odds of the evidence."""
+    _mix(constants, theta, state, e, row)
+    beta, level, match = state.gains[BETA], state.gains[LEVEL], row.innate_h
+    recruiting.drive(row.z, state.w, match)
+    _tanh(match, scratch.bits, row.h)
+    for j in range(match.shape[0]):
+        match[j] /= beta
+    entropy, best = _deviation(row.h), match[recruiting.winner(match)]
+    row.readings[0], row.readings[1], row.readings[2], row.readings[3] = entropy, best, beta, level
+    weights = theta.scalars[READOUT : READOUT + FEATURES]
+    calibration = theta.scalars[CALIBRATION:].reshape((-1, LEVEL_POWERS))
+    found = recruiting.evidence(weights, match, state.trace)
+    return entropy, recruiting.log_odds(calibration, found, level)
 
 
 @kernel()
@@ -799,6 +837,40 @@ def learn(
 
 
 @kernel()
+def _recruit(constants: Constants, theta: Theta, state: State, row: Tape, scratch: Scratch) -> None:
+    """Move one column by the rule, from what was read: ``organism.cortex`` with recruitment."""
+    entropy, best, beta = row.readings[0], row.readings[1], row.readings[2]
+    w, match = state.w, row.innate_h
+    recruited = best < constants.vigilance
+    column = recruiting.least_used(state.trace) if recruited else recruiting.winner(match)
+    shut = recruited and state.trace[column] >= constants.protection
+    for j in range(state.trace.shape[0]):
+        state.trace[j] *= constants.trace_decay
+    if shut:
+        return
+    post = row.h[column]
+    if recruited:
+        recruiting.silence(w, column)
+        post = np.float32(math.tanh(beta))
+    factor = np.float32(constants.activity_scale / beta) if constants.scaling == SQRT_D else _1
+    scale = constants.weight_scale if constants.scaling == SQRT_D else _1
+    for i in range(row.z.shape[0]):
+        scratch.pre[i] = factor * row.z[i]
+    post = min(max(post * factor, -constants.post_clamp), constants.post_clamp)
+    alpha = rate_of(constants, entropy)
+    if theta.units.shape[0]:
+        recruiting.move_by_mlp(
+            theta.units, theta.scalars[B2], w, column, scratch.pre, post, alpha, scale
+        )
+    else:
+        recruiting.move_by_polynomial(
+            theta.coefficients, w, column, scratch.pre, post, alpha, scale, scratch.columns
+        )
+    recruiting.normalise_column(w, column, constants.epsilon)
+    recruiting.use(state.trace, column, recruited, constants.reuse)
+
+
+@kernel()
 def next_level(constants: Constants, level: Number, response: Number, logit: Number) -> Number:
     """``organism.readout.next_level``."""
     share = max(_1 - sigmoid(logit), _SHARE)
@@ -807,7 +879,7 @@ def next_level(constants: Constants, level: Number, response: Number, logit: Num
 
 @kernel()
 def _age(constants: Constants, state: State, e: F32, row: Tape, logit: Number) -> None:
-    """Move everything but W: memories, mean, β, the level of the novel and the step count."""
+    """Move everything but W: memories, mean, β, the level of the readout and the step count."""
     entropy, innate_entropy = row.readings[0], row.readings[1]
     beta, level = row.readings[2], row.readings[3]
     if constants.memory:
@@ -825,7 +897,10 @@ def _age(constants: Constants, state: State, e: F32, row: Tape, logit: Number) -
             constants.beta_fall if entropy > constants.entropy_threshold else constants.beta_rise
         )
         state.gains[BETA] = min(max(moved, constants.beta_min), constants.beta_max)
-    if constants.calibration:
+    if constants.calibration and constants.recruitment:
+        rate, best = constants.calibration_rate, row.readings[1]
+        state.gains[LEVEL] = recruiting.next_level(level, best, rate)
+    elif constants.calibration:
         response = response_of(entropy, innate_entropy)
         state.gains[LEVEL] = next_level(constants, level, response, logit)
     state.steps[0] += 1
@@ -847,6 +922,12 @@ def step(
 
     W may be left to be settled.
     """
+    if constants.recruitment:
+        entropy, logit = _read_matches(constants, theta, state, e, row, scratch)
+        if constants.plasticity:
+            _recruit(constants, theta, state, row, scratch)
+        _age(constants, state, e, row, logit)
+        return entropy, logit
     entropy, logit = read(constants, theta, innate, state, e, row, scratch)
     if constants.plasticity:
         learn(constants, theta, innate, state, target, ratio, row, scratch)
@@ -862,6 +943,7 @@ def state_of(states: State, i: int) -> State:
         states.short_term[i],
         states.long_term[i],
         states.mean[i],
+        states.trace[i],
         states.gains[i],
         states.steps[i],
     )
@@ -874,6 +956,7 @@ def keep(state: State, kept: State, k: int) -> None:
     copy(state.short_term, kept.short_term[k])
     copy(state.long_term, kept.long_term[k])
     copy(state.mean, kept.mean[k])
+    copy(state.trace, kept.trace[k])
     copy(state.gains, kept.gains[k])
     kept.steps[k, 0] = state.steps[0]
 
@@ -980,4 +1063,6 @@ def recall(
 ) -> tuple[Number, Number]:
     """Read one cue, ``(d_in,)``, and change nothing; H and the log-odds of familiarity."""
     scratch, row = laid_out(memory, state.w.shape[0], state.w.shape[1])
+    if constants.recruitment:
+        return _read_matches(constants, theta, state, e, row, scratch)
     return read(constants, theta, innate, state, e, row, scratch)

@@ -56,7 +56,7 @@ def live(
         raise ValueError(f"{len(ratios)} teacher ratios for {steps} steps: give one a step")
     state = newborn(genome, batch) if state is None else state
     constants = (inputs, target, *(getattr(state, f.name) for f in fields(CortexState)))
-    if fused.fusable(tuple(genome.theta.values()), constants):
+    if fused.fusable(genome, constants):
         return Lifetime(*fused.live(genome, inputs, state, target, ratios))
     entropy, logit = [], []
     for e, ratio in zip(inputs, ratios, strict=True):

@@ -117,12 +117,13 @@ def as_state(cortex: CortexState) -> State:
 
 def copied(state: State) -> State:
     """Copy a lifetime's state."""
-    w, short_term, long_term, mean, gains, steps = state
+    w, short_term, long_term, mean, trace, gains, steps = state
     return State(
         aligned_copy(w),
         short_term.copy(),
         long_term.copy(),
         mean.copy(),
+        trace.copy(),
         gains.copy(),
         steps.copy(),
     )

@@ -12,9 +12,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean, pstdev
 from types import FrameType
 from typing import Any, Literal
 
@@ -44,6 +45,7 @@ from organism.genome import (
     to_bytes,
 )
 from organism.presets import PRESETS, MetaTrainConfig
+from organism.tasks.continual import ContinualTask
 from organism.tasks.familiarity import FamiliarityTask
 from organism.tasks.projection import ProjectionTask
 from organism.tasks.protocol import Metrics, Task
@@ -81,6 +83,8 @@ def make_task(config: MetaTrainConfig) -> Task:
     """Build the task that a configuration names."""
     if config.task == "projection":
         return ProjectionTask(config.projection, config.genome, config.seed)
+    if config.task == "continual":
+        return ContinualTask(config.continual, config.genome, config.seed)
     return FamiliarityTask(config.familiarity, config.genome, config.seed)
 
 
@@ -278,6 +282,9 @@ class Command(BaseSettings, MetaTrainConfig):
     initial_genome: Path | None = Field(
         None, description="start from this genome and its configuration, and score it too"
     )
+    seeds: int = Field(
+        1, ge=1, le=1000, description="train from so many seeds, from --seed on; the best is kept"
+    )
     device: Literal["cpu", "cuda"] = Field("cpu", description="where to train")
     threads: int = Field(os.cpu_count() or 1, ge=1, description="cores that lifetimes share")
 
@@ -311,23 +318,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValidationError, GenomeError, tensorfile.TensorFileError, OSError, ValueError) as error:
         print(f"meta_train: {_explain(error)}", file=sys.stderr)
         return _EXIT_USAGE
-    started = time.perf_counter()
-    out = _out(command)
-    checkpoint = out.with_name(out.name + _CHECKPOINT_SUFFIX) if out else None
     try:
-        with _progress(command, run) as report, _stop_on_interrupt() as stop_asked:
-            done = train(
-                run, _saving(run, report, checkpoint, command.checkpoint_steps), stop_asked
-            )
+        summaries = (
+            [_trained(command, run, _out(command))]
+            if command.seeds == 1
+            else (_trained_from_seeds(command, arguments))
+        )
     except TrainingError as error:
         print(f"meta_train: {error}", file=sys.stderr)
         return _EXIT_FAILED
+    except KeyboardInterrupt as interrupt:
+        print(f"meta_train: {interrupt}", file=sys.stderr)
+        return _EXIT_INTERRUPTED
+    _show(command, summaries)
+    return 0
+
+
+def _trained(command: Command, run: Run, out: Path | None) -> dict[str, Any]:
+    """Take a run to its end, and measure and save what it gives.
+
+    Raises:
+        TrainingError: it cannot go on.
+        KeyboardInterrupt: it was asked to stop before; the message says how to go on.
+    """
+    started = time.perf_counter()
+    checkpoint = out.with_name(out.name + _CHECKPOINT_SUFFIX) if out else None
+    with _progress(command, run) as report, _stop_on_interrupt() as stop_asked:
+        done = train(run, _saving(run, report, checkpoint, command.checkpoint_steps), stop_asked)
     if not done:
-        return _interrupted(run, checkpoint)
-    _finish(command, run, out, time.perf_counter() - started)
+        raise KeyboardInterrupt(_interrupted(run, checkpoint))
+    summary = _finish(run, out, time.perf_counter() - started)
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
-    return 0
+    return summary
+
+
+def _trained_from_seeds(command: Command, arguments: list[str]) -> list[dict[str, Any]]:
+    """Train from several seeds, each into a file of its own; the best is copied to ``out``."""
+
+    def file_of(seed: int) -> Path | None:
+        return command.out and command.out.with_name(f"{command.out.name}.seed{seed}")
+
+    summaries = []
+    for seed in range(command.seed, command.seed + command.seeds):
+        one = command.model_copy(update={"seed": seed, "out": file_of(seed)})
+        summaries.append(_trained(one, _prepare(one, arguments), one.out))
+    best = file_of(max(summaries, key=_merit)["seed"])
+    if command.out and best:
+        _replace(command.out, best.read_bytes())
+    return summaries
+
+
+def _merit(summary: Mapping[str, Any]) -> float:
+    """What selects among genomes: held-out lifetimes, never the data that is reported on."""
+    for name, sign in (("held_out_score", 1), ("held_out_auroc", 1), ("fresh_nmse", -1)):
+        if name in summary:
+            return sign * float(summary[name])
+    raise KeyError(f"nothing to select by among {sorted(summary)}")
 
 
 def _parse(arguments: list[str]) -> Command:
@@ -424,24 +471,17 @@ def _saving(
     return report_and_save
 
 
-def _interrupted(run: Run, checkpoint: Path | None) -> int:
+def _interrupted(run: Run, checkpoint: Path | None) -> str:
+    """Save a run that is to stop, if there is where; say how to go on."""
     if checkpoint is None:
-        print(
-            f"meta_train: interrupted at outer step {run.index}; nothing saved, for want of --out",
-            file=sys.stderr,
-        )
-    else:
-        _replace(checkpoint, run.to_bytes())
-        print(
-            f"meta_train: interrupted at outer step {run.index}; go on with --resume {checkpoint}",
-            file=sys.stderr,
-        )
-    return _EXIT_INTERRUPTED
+        return f"interrupted at outer step {run.index}; nothing saved, for want of --out"
+    _replace(checkpoint, run.to_bytes())
+    return f"interrupted at outer step {run.index}; go on with --resume {checkpoint}"
 
 
-def _finish(command: Command, run: Run, out: Path | None, seconds: float) -> None:
-    """Measure on held-out lifetimes, save, and print."""
-    genome = run.genome
+def _finish(run: Run, out: Path | None, seconds: float) -> dict[str, Any]:
+    """Fit what is left, measure on held-out lifetimes, and save; the summary of the run."""
+    genome = run.task.finish(run.genome)
     scores = run.task.held_out(genome)
     if run.rival is not None:
         rival = run.task.held_out(run.rival)
@@ -450,7 +490,7 @@ def _finish(command: Command, run: Run, out: Path | None, seconds: float) -> Non
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         save(genome, out)
-    summary: dict[str, Any] = {
+    return {
         "preset": run.config.preset,
         "task": run.config.task,
         "seed": run.config.seed,
@@ -462,11 +502,28 @@ def _finish(command: Command, run: Run, out: Path | None, seconds: float) -> Non
         "genome_sha256": genome.sha256,
         **scores,
     }
+
+
+def _show(command: Command, summaries: list[dict[str, Any]]) -> None:
+    """Print the best run; of several seeds each one too, with mean and spread."""
+    best = max(summaries, key=_merit) if len(summaries) > 1 else summaries[0]
+    shown = dict(best)
+    if len(summaries) > 1:
+        names = [name for name, value in best.items() if isinstance(value, float)]
+        values = {name: [float(s[name]) for s in summaries] for name in names}
+        shown["selected_seed"] = best["seed"]
+        shown["mean"] = {name: fmean(found) for name, found in values.items()}
+        shown["spread"] = {name: pstdev(found) for name, found in values.items()}
+        shown["runs"] = summaries
     if command.json_:
-        print(to_json(summary))
+        print(to_json(shown))
         return
-    for name, value in summary.items():
-        print(f"{name:32} {value:.4f}" if isinstance(value, float) else f"{name:32} {value}")
+    for name, value in best.items():
+        line = f"{name:36} {value:.4f}" if isinstance(value, float) else f"{name:36} {value}"
+        if len(summaries) > 1 and isinstance(value, float):
+            line += f"   of {len(summaries)} seeds: {shown['mean'][name]:.4f}"
+            line += f" ± {shown['spread'][name]:.4f}"
+        print(line)
 
 
 def _replace(path: Path, blob: bytes) -> None:

@@ -7,19 +7,22 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from organism.config import CortexConfig, EncoderConfig, GenomeConfig, RuleConfig, Settings
+from organism.tasks.continual import ContinualConfig
 from organism.tasks.familiarity import FamiliarityConfig
 from organism.tasks.projection import ProjectionConfig
 from organism.tasks.streams import StreamConfig
 
-Preset = Literal["original", "original-literal", "daemon"]
-Part = Literal["rule", "log_alpha", "log_recovery", "mixing", "readout"]
+Preset = Literal["original", "original-literal", "dense", "daemon", "continual"]
+Part = Literal["rule", "log_alpha", "log_recovery", "mixing", "readout", "calibration"]
 
 
 class MetaTrainConfig(Settings):
     """Everything that decides what a run of meta-training gives, but for the machine it runs on."""
 
     preset: Preset = Field("daemon", description="where the settings below start from")
-    task: Literal["projection", "familiarity"] = Field("familiarity", description="what to learn")
+    task: Literal["projection", "familiarity", "continual"] = Field(
+        "familiarity", description="what to learn"
+    )
     outer_steps: int = Field(100, ge=0, description="outer steps [D26 §8.1: 100]")
     learning_rate: float = Field(1e-3, gt=0, description="Adam's rate η [D26 §6.4: 0.001]")
     schedule: Literal["constant", "cosine"] = Field(
@@ -34,6 +37,7 @@ class MetaTrainConfig(Settings):
     genome: GenomeConfig = GenomeConfig()
     projection: ProjectionConfig = ProjectionConfig()
     familiarity: FamiliarityConfig = FamiliarityConfig()
+    continual: ContinualConfig = ContinualConfig()
 
     @model_validator(mode="after")
     def _trainable(self) -> MetaTrainConfig:
@@ -56,9 +60,26 @@ class MetaTrainConfig(Settings):
             "log_alpha": True,
             "log_recovery": genome.cortex.recovery > 0,
             "mixing": genome.cortex.memory,
-            "readout": self.task == "familiarity",
+            "readout": self.task != "projection",
+            "calibration": self.task != "projection" and genome.cortex.recruitment,
         }[part]
 
+
+_HEBBIAN = RuleConfig(family="polynomial", scaling="sqrt_d", post_clamp=4.0, initialisation="hebb")
+_RECRUITING = CortexConfig(
+    d_in=64,
+    d_hidden=256,
+    innate="silent",
+    centring=True,
+    memory=False,
+    alpha=0.05,
+    recruitment=True,
+    vigilance=0.85,
+    trace_decay=0.999,
+    calibration=True,
+    calibration_rate=0.05,
+    normalisation="column",
+)
 
 PRESETS: dict[Preset, MetaTrainConfig] = {
     # Word for word: the whole-matrix norm, unscaled inputs, one pair an outer step, Adam at 1e-3.
@@ -78,9 +99,9 @@ PRESETS: dict[Preset, MetaTrainConfig] = {
         ),
         projection=ProjectionConfig(whole_bank=True),
     ),
-    # The genome that the daemon ships with.
-    "daemon": MetaTrainConfig(
-        preset="daemon",
+    # Every column learns from every chunk, and familiarity is the suppression of their response.
+    "dense": MetaTrainConfig(
+        preset="dense",
         task="familiarity",
         outer_steps=800,
         learning_rate=2e-2,
@@ -107,6 +128,51 @@ PRESETS: dict[Preset, MetaTrainConfig] = {
                 recovery=0.003,
                 calibration=True,
                 normalisation="column",
+            ),
+        ),
+    ),
+    # The genome that the daemon ships with: one column learns from each chunk.
+    "daemon": MetaTrainConfig(
+        preset="daemon",
+        task="familiarity",
+        outer_steps=100,
+        learning_rate=1e-1,
+        schedule="cosine",
+        trained=("rule", "log_alpha", "readout", "calibration"),
+        familiarity=FamiliarityConfig(
+            longest_life=2000,
+            streams=StreamConfig(damaged_streams=0.6),
+            widths=(256, 128),
+            ranking_weight=1.0,
+            fitted_streams=96,
+        ),
+        genome=GenomeConfig(
+            encoder=EncoderConfig(
+                orders=(1, 2, 3), buckets=8192, distinct=True, unit_norm=True, digit_weight=2.0
+            ),
+            rule=_HEBBIAN,
+            cortex=_RECRUITING,
+        ),
+    ),
+    # The field's protocol: 50 × 32 synapses. An item comes twice at most, so that a match frees its
+    # column for another; until it is 40 steps old, the longest lag of training, it is protected.
+    "continual": MetaTrainConfig(
+        preset="continual",
+        task="continual",
+        outer_steps=100,
+        learning_rate=1e-1,
+        schedule="cosine",
+        trained=("rule", "log_alpha", "readout", "calibration"),
+        genome=GenomeConfig(
+            rule=_HEBBIAN,
+            cortex=_RECRUITING.model_copy(
+                update={
+                    "d_in": 50,
+                    "d_hidden": 32,
+                    "reuse": -1.0,
+                    "trace_decay": 0.99,
+                    "protection": 0.67,
+                }
             ),
         ),
     ),

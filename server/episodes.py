@@ -1,8 +1,9 @@
 """Episode memory: the most recent distinct chunks, found again by embedding and edit distance.
 
-Owns what a reply to recall shows as matches. Never decides familiarity: that is the cortex's. An
-anti-Hebbian cortex suppresses what it has seen, so chunks are searched by a plain embedding of
-their own, wider than the cortex's.
+Owns what a reply to recall shows as matches. Never decides familiarity: that is the cortex's, which
+keeps no bytes. Chunks are searched by a plain embedding of their own, wider than the cortex's: one
+product with a matrix of small integers gives the candidates, most alike as a whole or most nearly
+containing the cue; edit distance ranks them.
 """
 
 from __future__ import annotations
@@ -14,16 +15,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from rapidfuzz.distance import Levenshtein
+from rapidfuzz import fuzz, process
+from rapidfuzz.distance import OSA
 
 from organism.chunking import Bytes, Spans
 from organism.encoder import gram_hash
 from organism.jit import F32, kernel
 
-_WIDTH = 256
-# Candidates of the embedding search that the edit distance re-ranks: enough that damage loses
-# few, in under a millisecond for log lines.
-_CANDIDATES = 64
+_WIDTH = 512
+_ORDERS = (1, 2, 3)
+_LARGEST = np.int32(127)
+# Candidates of each kind that the edit distance ranks: enough that damage loses few, in about a
+# millisecond for log lines.
+_CANDIDATES = 128
+# A chunk contains a cue that fits into it this well, 0 to 100.
+_CONTAINED = 97
 # Chunks added under one hold of the lock, so that no search waits for a large message.
 _ADDED_AT_ONCE = 512
 
@@ -38,7 +44,11 @@ class Episode:
 
 @dataclass(frozen=True)
 class FoundEpisode:
-    """An episode and its similarity to a cue, 1 − normalised edit distance."""
+    """An episode and its similarity to a cue: 1 − normalised edit distance.
+
+    Edits are insertions, deletions, replacements and transpositions of neighbours (optimal string
+    alignment).
+    """
 
     episode: Episode
     similarity: float
@@ -53,8 +63,8 @@ class Episodes:
         self._slots: OrderedDict[bytes, int] = OrderedDict()  # oldest occurrence first
         self._chunks: list[bytes | None] = [None] * max_chunks
         self._offsets = [0] * max_chunks
-        self._vectors = np.zeros((max_chunks, _WIDTH), np.float32)
-        self._taken = np.zeros(max_chunks, bool)
+        self._vectors = np.zeros((max_chunks, _WIDTH), np.int8)
+        self._norms = np.zeros(max_chunks, np.float32)  # 0 where nothing is
         self._free = list(range(max_chunks - 1, -1, -1))
         self._lock = threading.Lock()
 
@@ -68,12 +78,14 @@ class Episodes:
         """
         for first in range(0, len(spans), _ADDED_AT_ONCE):
             some = spans[first : first + _ADDED_AT_ONCE]
-            vectors = _embedded(data, some)
+            vectors, norms = _embedded(data, some)
             where = zip(some.tolist(), offsets[first:].tolist(), strict=False)
             with self._lock:
                 slots = np.array([self._place(data[a:b], offset) for (a, b), offset in where])
+                # A slot may have been given away again within the message.
                 kept = slots >= 0
                 self._vectors[slots[kept]] = vectors[kept]
+                self._norms[slots[kept]] = norms[kept]
 
     def all(self) -> list[Episode]:
         """All episodes, oldest occurrence first; added to an empty memory, they restore it."""
@@ -81,24 +93,32 @@ class Episodes:
             return [Episode(chunk, self._offsets[slot]) for chunk, slot in self._slots.items()]
 
     def search(self, cue: bytes, count: int) -> list[FoundEpisode]:
-        """Find the lived chunks nearest to a cue, most similar first.
+        """Find the lived chunks nearest to a cue: those that contain it, then the most similar.
 
         Args:
             cue: at least one byte.
             count: most results.
         """
-        (vector,) = _embedded(cue, np.array([[0, len(cue)]]))
+        (vector,), _ = _embedded(cue, np.array([[0, len(cue)]]))
+        # Without the lock, so that nobody learns later for it: a slot that changes meanwhile may be
+        # missed, and what is found is read afterwards.
+        candidates = _candidates(self._vectors, self._norms, vector)
         with self._lock:
-            scores = np.where(self._taken, self._vectors @ vector, -np.inf)
-            kept = min(_CANDIDATES, len(scores))
-            nearest = np.argpartition(-scores, kept - 1)[:kept].tolist()
-            candidates = [(self._chunks[slot], self._offsets[slot]) for slot in nearest]
-        found = [
-            FoundEpisode(Episode(chunk, offset), Levenshtein.normalized_similarity(cue, chunk))
-            for chunk, offset in candidates
-            if chunk is not None
-        ]
-        return sorted(found, key=lambda f: (-f.similarity, -f.episode.offset))[:count]
+            found = [(self._chunks[slot], self._offsets[slot]) for slot in candidates]
+        episodes = [Episode(chunk, offset) for chunk, offset in found if chunk is not None]
+        if not episodes:
+            return []
+        chunks = [episode.chunk for episode in episodes]
+        similar = process.cdist([cue], chunks, scorer=OSA.normalized_similarity)[0].tolist()
+        fit = process.cdist([cue], chunks, scorer=fuzz.partial_ratio)[0].tolist()
+
+        def rank(item: tuple[Episode, float, float]) -> tuple[float, float, int]:
+            episode, similarity, fit = item
+            contained = fit >= _CONTAINED and len(episode.chunk) >= len(cue)
+            return fit if contained else 0.0, similarity, episode.offset
+
+        ranked = sorted(zip(episodes, similar, fit, strict=True), key=rank, reverse=True)
+        return [FoundEpisode(episode, similarity) for episode, similarity, _ in ranked[:count]]
 
     def _place(self, chunk: bytes, offset: int) -> int:
         """Give a chunk its slot; −1 where it is larger than the whole memory."""
@@ -114,7 +134,6 @@ class Episodes:
             self._slots[chunk] = slot
             self._size_bytes += len(chunk)
             self._chunks[slot] = chunk
-            self._taken[slot] = True
         self._offsets[slot] = offset
         return slot
 
@@ -122,35 +141,68 @@ class Episodes:
         chunk, slot = self._slots.popitem(last=False)
         self._size_bytes -= len(chunk)
         self._chunks[slot] = None
-        self._taken[slot] = False
+        self._norms[slot] = 0
         self._free.append(slot)
 
 
-def _embedded(data: bytes, spans: Spans) -> F32:
+def _candidates(vectors: npt.NDArray[np.int8], norms: F32, cue: npt.NDArray[np.int8]) -> list[int]:
+    """Slots whose vectors lie nearest in direction, and those with the largest product."""
+    products, cosines = np.empty((2, len(vectors)), np.float32)
+    _compare(vectors, norms, cue, products, cosines)
+    kept = min(_CANDIDATES, len(vectors))
+    by_cosine = np.argpartition(-cosines, kept - 1)[:kept]
+    by_product = np.argpartition(-products, kept - 1)[:kept]
+    return list(dict.fromkeys([*by_cosine.tolist(), *by_product.tolist()]))
+
+
+@kernel()
+def _compare(
+    vectors: npt.NDArray[np.int8],
+    norms: F32,
+    cue: npt.NDArray[np.int8],
+    products: F32,
+    cosines: F32,
+) -> None:
+    """Multiply each vector by the cue, and divide by its norm; minus infinity where nothing is."""
+    for i in range(vectors.shape[0]):
+        if norms[i] == 0:
+            products[i] = cosines[i] = -np.inf
+            continue
+        total = np.int32(0)
+        for j in range(cue.shape[0]):
+            total += np.int32(vectors[i, j]) * np.int32(cue[j])
+        products[i] = np.float32(total)
+        cosines[i] = products[i] / norms[i]
+
+
+def _embedded(data: bytes, spans: Spans) -> tuple[npt.NDArray[np.int8], F32]:
     return _embed(np.frombuffer(data, np.uint8), spans)
 
 
 @kernel()
-def _embed(data: Bytes, spans: Spans) -> F32:
-    """Unit vectors of chunks' bigrams and trigrams by signed feature hashing.
+def _embed(data: Bytes, spans: Spans) -> tuple[npt.NDArray[np.int8], F32]:
+    """Count chunks' n-grams by signed feature hashing; the counts, and their norms.
 
     Each n-gram adds or subtracts 1 at a place that its hash names; inner products are kept in
     expectation (Weinberger et al., "Feature hashing for large scale multitask learning", ICML
     2009). No table of rows is read, so that it costs a few nanoseconds a byte.
     """
-    vectors = np.zeros((spans.shape[0], _WIDTH), np.float32)
+    vectors = np.zeros((spans.shape[0], _WIDTH), np.int8)
+    norms = np.empty(spans.shape[0], np.float32)
+    counts = np.empty(_WIDTH, np.int32)
     for c in range(spans.shape[0]):
+        counts[:] = 0
         start, end = spans[c, 0], spans[c, 1]
-        for order in range(2, 4):
+        for order in _ORDERS:
             for i in range(start, max(end - order, start) + 1):
                 code = gram_hash(data, i, min(order, end - i))
                 place = np.int64((code >> np.uint64(1)) % np.uint64(_WIDTH))
-                vectors[c, place] += np.float32(1) if code & np.uint64(1) else np.float32(-1)
+                counts[place] += np.int32(1) if code & np.uint64(1) else np.int32(-1)
         square = np.float32(0)
         for j in range(_WIDTH):
-            square += vectors[c, j] * vectors[c, j]
-        if square > 0:
-            factor = np.float32(1 / math.sqrt(square))
-            for j in range(_WIDTH):
-                vectors[c, j] *= factor
-    return vectors
+            count = np.int8(min(max(counts[j], -_LARGEST), _LARGEST))
+            vectors[c, j] = count
+            square += np.float32(count) * np.float32(count)
+        # All counts may cancel out: such a chunk is nowhere near anything, but it is there.
+        norms[c] = max(np.float32(math.sqrt(square)), np.float32(1))
+    return vectors, norms

@@ -54,6 +54,23 @@ def small_config(family: str = "polynomial", **cortex: Any) -> GenomeConfig:
     )
 
 
+def recruiting_config(family: str = "polynomial", **cortex: Any) -> GenomeConfig:
+    """The same with recruitment, and without what does not go with it."""
+    settings: dict[str, Any] = {
+        "innate": "silent",
+        "recovery": 0.0,
+        "recruitment": True,
+        "vigilance": 0.8,
+        "trace_decay": 0.9,
+        "calibration": True,
+    }
+    config = small_config(family, **(settings | cortex))
+    if family == "mlp":
+        return config
+    rule = config.rule.model_copy(update={"initialisation": "hebb"})
+    return config.model_copy(update={"rule": rule})
+
+
 @pytest.fixture(params=["polynomial", "mlp"])
 def genome(request: pytest.FixtureRequest) -> Genome:
     """An untrained genome of each rule family."""

@@ -64,6 +64,10 @@ class ProjectionTask:
         loss, nmse = self._recall_error(genome, *pairs)
         return Outcome(loss, {"nmse": float(nmse.detach())}, carry)
 
+    def finish(self, genome: Genome) -> Genome:
+        """Nothing is left to fit."""
+        return genome
+
     @torch.no_grad()
     def held_out(self, genome: Genome) -> Metrics:
         """Errors on the bank and on fresh pairs, raw and normalised, and that of answering zero."""

@@ -45,3 +45,7 @@ class Task(Protocol):
     def held_out(self, genome: Genome) -> Metrics:
         """Measure a genome on lifetimes that no outer step draws."""
         ...
+
+    def finish(self, genome: Genome) -> Genome:
+        """Fit what of θ needs no outer steps, after the last of them."""
+        ...

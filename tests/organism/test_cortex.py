@@ -13,6 +13,7 @@ from torch import Tensor
 from organism import tensorfile
 from organism.config import GenomeConfig
 from organism.cortex import (
+    STATE_SCHEMA,
     CortexState,
     innate_weights,
     newborn,
@@ -306,14 +307,15 @@ def test_tensors_that_are_no_state_are_refused(genome: Genome) -> None:
         ("w", torch.zeros(3)),
         ("mean", torch.zeros(1, 9)),
         ("beta", torch.zeros(2)),
+        ("trace", torch.zeros(1, 3)),
         ("level", torch.zeros(1, dtype=torch.float64)),
         ("extra", torch.zeros(1)),
     ):
-        blob = tensorfile.pack("cortex", 1, {}, {**tensors, name: wrong})
+        blob = tensorfile.pack("cortex", STATE_SCHEMA, {}, {**tensors, name: wrong})
         with pytest.raises(TensorFileError, match="not the tensors of a cortex state"):
             CortexState.from_bytes(blob)
     with pytest.raises(TensorFileError, match="not the tensors"):
-        CortexState.from_bytes(tensorfile.pack("cortex", 1, {}, {}))
+        CortexState.from_bytes(tensorfile.pack("cortex", STATE_SCHEMA, {}, {}))
 
 
 def test_state_floats_count_everything_carried(genome: Genome) -> None:

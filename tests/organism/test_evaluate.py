@@ -10,6 +10,7 @@ import pytest
 
 from organism.evaluate import evaluate, label, main
 from organism.genome import load, new_genome, save
+from organism.peers import PEERS
 from tests.conftest import small_config
 
 GENOME = new_genome(small_config(calibration=True), seed=1)
@@ -32,7 +33,6 @@ def test_lines_are_familiar_when_their_text_came_before() -> None:
     assert result.lines == 100
     assert result.familiar_fraction == pytest.approx(0.4)
     assert result.auroc > 0.95
-    assert result.auroc_entropy > 0.95
     assert result.familiarity_familiar > result.familiarity_novel + 0.3
 
 
@@ -104,6 +104,68 @@ def test_what_one_class_cannot_give_is_null(
     arguments = ["--genome", str(tmp_path / "g.genome"), "--lines", str(tmp_path / "lines")]
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["auroc"] is None
+
+
+def test_several_rates_and_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A row a rate: mean and spread over the seeds; undamaged lines have but one life."""
+    save(GENOME, tmp_path / "g.genome")
+    (tmp_path / "lines").write_bytes(b"\n".join(LINES))
+    arguments = ["--genome", str(tmp_path / "g.genome"), "--lines", str(tmp_path / "lines")]
+    assert main([*arguments, "--damage", "0", "0.2", "--seeds", "3", "--json"]) == 0
+    plain, damaged = json.loads(capsys.readouterr().out)["rows"]
+    found = [evaluate(GENOME, LINES, None, 0.2, seed).auroc for seed in range(3)]
+    assert damaged["mean"]["auroc"] == pytest.approx(sum(found) / 3)
+    assert damaged["spread"]["auroc"] > 0
+    assert plain["spread"]["auroc"] == 0
+
+
+def test_peers_stand_beside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the same lines; the store may carry as much as the cortex does."""
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr("organism.evaluate._PLATT_STEPS", 60)
+    own = {name: PEERS[name] for name in ("hash set", "last-k store", "delta rule")}
+    monkeypatch.setattr("organism.evaluate.PEERS", own)
+    save(SHIPPED, tmp_path / "g.genome")
+    (tmp_path / "lines").write_bytes(b"\n".join(LINES))
+    arguments = ["--genome", str(tmp_path / "g.genome"), "--lines", str(tmp_path / "lines")]
+    assert main([*arguments, "--peers", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["peers"]["hash set"][0] == 1
+    assert row["peers"]["last-k store"][0] > 0.99
+    assert 0 < row["store_brier"] < 1
+    assert main([*arguments, "--peers"]) == 0
+    assert "last-k store" in capsys.readouterr().out
+
+
+def test_a_life_is_drawn(tmp_path: Path) -> None:
+    """A PNG of ROC curves and of the course of a life."""
+    pytest.importorskip("matplotlib")
+    save(SHIPPED, tmp_path / "g.genome")
+    (tmp_path / "lines").write_bytes(b"\n".join(LINES))
+    arguments = ["--genome", str(tmp_path / "g.genome"), "--lines", str(tmp_path / "lines")]
+    assert main([*arguments, "--plot", str(tmp_path / "life.png"), "--json"]) == 0
+    assert (tmp_path / "life.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_continual_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The shipped genome at the field's size, as a table and as JSON."""
+    genome = str(Path(__file__).resolve().parents[2] / "checkpoints" / "continual.genome")
+    assert main(["--genome", genome, "--task", "continual", "--json"]) == 0
+    rows = {(r["lag"], r["steps"]): r for r in json.loads(capsys.readouterr().out)["rows"]}
+    assert rows[20, 5000]["accuracy"] >= 0.99
+    assert rows[40, 5000]["accuracy"] >= 0.97
+    assert all(row["false_alarm_rate"] <= 0.012 for row in rows.values())
+    flat = [rows[5, steps]["accuracy"] for steps in (200, 1000, 10_000, 50_000)]
+    assert max(flat) - min(flat) <= 0.01
+
+
+def test_lines_are_needed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """But for the continual task."""
+    save(GENOME, tmp_path / "g.genome")
+    assert main(["--genome", str(tmp_path / "g.genome")]) == 2
+    assert "--lines FILE is needed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from organism.fused import fusable, set_threads
 from organism.genome import Genome, new_genome
 from organism.lifetime import live
 from organism.presets import PRESETS
-from tests.conftest import small_config
+from tests.conftest import recruiting_config, small_config
 
 STEPS, BATCH = 7, 3
 
@@ -130,7 +131,7 @@ def test_living_segments_again_changes_nothing(
 
 def test_memory_grows_with_the_root_of_a_lifetime() -> None:
     """A long lifetime keeps √steps copies of W, not one a step."""
-    config = PRESETS["daemon"].genome
+    config = PRESETS["dense"].genome
     genome = new_genome(config)
     theta = {name: tensor.clone().requires_grad_() for name, tensor in genome.theta.items()}
     steps = 4000
@@ -160,10 +161,19 @@ def test_threads_change_nothing(request: pytest.FixtureRequest) -> None:
 
 def test_only_theta_learns_on_the_kernels() -> None:
     """What they cannot do goes to the reference: float64, and gradients in inputs."""
-    theta, inputs = (torch.zeros(2),), torch.zeros(3)
-    assert fusable(theta, [inputs, None])
-    assert not fusable((theta[0].double(),), [inputs])
-    assert not fusable(theta, [inputs.clone().requires_grad_()])
+    genome, inputs = new_genome(small_config()), torch.zeros(3)
+    double = replace(genome, theta={name: t.double() for name, t in genome.theta.items()})
+    assert fusable(genome, [inputs, None])
+    assert not fusable(double, [inputs])
+    assert not fusable(genome, [inputs.clone().requires_grad_()])
+
+
+def test_a_recruiting_genome_learns_on_the_reference() -> None:
+    """It lives on the kernels, and has no adjoint there."""
+    genome = new_genome(recruiting_config())
+    assert fusable(genome, [])
+    genome.theta["log_alpha"].requires_grad_()
+    assert not fusable(genome, [])
 
 
 def test_what_is_not_a_number_is_not_hidden() -> None:

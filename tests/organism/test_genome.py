@@ -84,7 +84,7 @@ def test_a_longer_file_is_refused() -> None:
 
 def test_an_unknown_schema_is_refused() -> None:
     """The message says which version reads it."""
-    with pytest.raises(GenomeError, match=r"schema 99.*reads schema 1"):
+    with pytest.raises(GenomeError, match=r"schema 99.*reads schema 2"):
         from_bytes(packed(schema=99))
 
 
@@ -148,17 +148,23 @@ def header(content: object) -> bytes:
         checksummed(b"ORGANISM\x01\x00\x00\x00\xc1"),
         header([1, 2]),
         header({"kind": "genome"}),
-        header({"kind": "genome", "schema": 1, "meta": {}, "tensors": [["a", "<f4"]]}),
-        header({"kind": "genome", "schema": 1, "meta": {}, "tensors": [["a", "<f4", [-1]]]}),
-        header({"kind": "genome", "schema": 1, "meta": {}, "tensors": [["a", "<f4", [9]]]}),
-        header({"kind": "genome", "schema": 1, "meta": {}, "tensors": [["a", "|O", []]]}),
-        header({"kind": "genome", "schema": 1, "meta": {}, "tensors": [["a", "<f4", [1] * 70]]}),
-        header({"kind": "genome", "schema": 1, "meta": {}, "tensors": [["a", "<f4", [1 << 63]]]}),
-        header({"kind": "genome", "schema": 1, "meta": {}, "tensors": [["a", "<f4", [0]]] * 2}),
+        header({"kind": "genome", "schema": SCHEMA, "meta": {}, "tensors": [["a", "<f4"]]}),
+        header({"kind": "genome", "schema": SCHEMA, "meta": {}, "tensors": [["a", "<f4", [-1]]]}),
+        header({"kind": "genome", "schema": SCHEMA, "meta": {}, "tensors": [["a", "<f4", [9]]]}),
+        header({"kind": "genome", "schema": SCHEMA, "meta": {}, "tensors": [["a", "|O", []]]}),
+        header(
+            {"kind": "genome", "schema": SCHEMA, "meta": {}, "tensors": [["a", "<f4", [1] * 70]]}
+        ),
+        header(
+            {"kind": "genome", "schema": SCHEMA, "meta": {}, "tensors": [["a", "<f4", [1 << 63]]]}
+        ),
+        header(
+            {"kind": "genome", "schema": SCHEMA, "meta": {}, "tensors": [["a", "<f4", [0]]] * 2}
+        ),
         header({"kind": "genome", "schema": "1", "meta": {}, "tensors": []}),
-        header({"kind": "genome", "schema": 1, "meta": 3, "tensors": []}),
+        header({"kind": "genome", "schema": SCHEMA, "meta": 3, "tensors": []}),
         checksummed(
-            header({"kind": "genome", "schema": 1, "meta": {}, "tensors": []})[:-32] + b"x"
+            header({"kind": "genome", "schema": SCHEMA, "meta": {}, "tensors": []})[:-32] + b"x"
         ),
     ],
 )

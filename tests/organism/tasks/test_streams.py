@@ -9,7 +9,7 @@ import pytest
 from organism.evaluate import label
 from organism.tasks.streams import Stream, StreamConfig, damage, sample_stream
 
-UNDAMAGED = StreamConfig(damaged_streams=0)
+UNDAMAGED = StreamConfig(damaged_streams=0, stamped_streams=0)
 
 
 def stream(seed: int, config: StreamConfig = UNDAMAGED, steps: int = 200) -> Stream:
@@ -36,7 +36,7 @@ def test_unlived_chunks_were_never_lived(seed: int) -> None:
 
 def test_damage_changes_bytes_and_no_labels() -> None:
     """A damaged stream has the identities, hence the labels, of its undamaged self."""
-    config = StreamConfig(damaged_streams=1.0, damage=(0.1, 0.1))
+    config = StreamConfig(damaged_streams=1.0, damage=(0.1, 0.1), stamped_streams=0)
     s = stream(3, config)
     assert 0.1 < sum(s.familiar) / len(s.familiar) < 0.95
     assert label(s.chunks) != s.familiar
@@ -68,7 +68,7 @@ def test_streams_vary_in_what_is_familiar() -> None:
 
 def test_some_streams_are_binary() -> None:
     """Byte 0 and bytes beyond ASCII are ordinary bytes."""
-    binary = stream(0, StreamConfig(damaged_streams=0, binary_streams=1))
+    binary = stream(0, StreamConfig(damaged_streams=0, stamped_streams=0, binary_streams=1))
     assert any(0 in chunk for chunk in binary.chunks)
     assert any(max(chunk) > 127 for chunk in binary.chunks)
 
@@ -84,3 +84,39 @@ def test_the_world_drifts() -> None:
         return sum(sum(s.familiar[300:]) for s in streams) / (12 * 300)
 
     assert come_back(0.3) < come_back(0.0) - 0.05
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_stamps_are_no_part_of_identity(seed: int) -> None:
+    """A stamped stream has the labels of what comes after the stamp; few of its lines repeat."""
+    stamped = stream(seed, StreamConfig(damaged_streams=0, stamped_streams=1, binary_streams=0))
+    assert 0.05 < sum(stamped.familiar) / 200 < 0.95
+    exact = label(stamped.chunks)
+    assert all(told or not same for told, same in zip(stamped.familiar, exact, strict=True))
+    assert sum(exact) < sum(stamped.familiar)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_variants_are_new(seed: int) -> None:
+    """A chunk that differs in one field from one before is never labelled familiar."""
+    s = stream(seed, steps=400)
+    assert any(s.variant)
+    assert not any(a and b for a, b in zip(s.variant, s.familiar, strict=True))
+
+
+def test_sources_are_interleaved() -> None:
+    """With several, neighbours come from different worlds; a single one shares a vocabulary."""
+    words = {
+        count: len(
+            {
+                word
+                for seed in range(6)
+                for chunk in stream(
+                    seed, UNDAMAGED.model_copy(update={"sources": count, "binary_streams": 0.0})
+                ).chunks
+                for word in chunk.split()
+            }
+        )
+        for count in (1, 8)
+    }
+    assert words[8] > 1.3 * words[1]
