@@ -1,8 +1,9 @@
 """Evaluation of a frozen genome: ``python -m organism.evaluate``.
 
 On the lines of a real file, alone or beside its peers: a newborn cortex lives through the file once
-at ρ = 0, and each line's familiarity is read before it is learned. Or on the field's protocol of
-continual familiarity (``--task continual``). Owns the labels and the command; trains nothing.
+at ρ = 0, and each line's familiarity is read before it is learned. On the field's protocol of
+continual familiarity (``--task continual``). Or through a long life in a world that does not
+change (``--task stationary``). Owns the labels and the command; trains nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from organism.genome import Genome, GenomeError, load
 from organism.jit import F64
 from organism.lifetime import live
 from organism.peers import PEERS, PeerMissing, PlattScale, Stream, strongest
-from organism.tasks.continual import ContinualScore, measure
+from organism.tasks.continual import measure
 from organism.tasks.streams import StreamConfig, damage, sample_stream
 
 _EXIT_USAGE = 2
@@ -41,6 +42,21 @@ _STORE = "last-k store"
 _PLATT_STREAMS, _PLATT_STEPS = 8, 1000
 _LAGS = (5, 10, 20, 30, 40)
 _LENGTHS = (200, 1000, 10_000, 50_000)
+# A world that does not change: one law of lags, half of its chunks new, no drift, no damage.
+_STATIONARY = StreamConfig(
+    repeat=(0.5, 0.5),
+    burst=(0.3, 0.3),
+    lag_exponent=(1.0, 1.0),
+    discount=(0.0, 0.0),
+    concentration=(8.0, 8.0),
+    drift=(0.0, 0.0),
+    damaged_streams=0.0,
+    stamped_streams=0.0,
+    binary_streams=0.0,
+    sources=1,
+)
+_LONG_LIFE = 50_000
+_EARLY, _LATE = slice(5_000, 10_000), slice(_LONG_LIFE - 5_000, _LONG_LIFE)
 
 
 @dataclass(frozen=True)
@@ -312,6 +328,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         genome = load(options.genome)
         if options.task == "continual":
             return _continual(genome, options)
+        if options.task == "stationary":
+            return _stationary(genome, options)
         return _lines(genome, options)
     except (OSError, GenomeError, PeerMissing, ValueError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
@@ -355,15 +373,13 @@ def _show(title: str, first: Evaluation, rows: Sequence[Row]) -> None:
         figures.add_row(name, *(_spread(row.mean[name], row.spread[name]) for row in rows))
     if rows[0].store_brier is not None:
         figures.add_row("brier of the store", *(f"{row.store_brier:.4f}" for row in rows))
-    for name in ("state_floats", "lines", "familiar_fraction", "genome_sha256"):
-        value = getattr(first, name)
-        shown = f"{value:.4f}" if isinstance(value, float) else str(value)[:16]
-        figures.add_row(name, shown)
+    for name in ("state_floats", "lines", "genome_sha256"):
+        figures.add_row(name, *[str(getattr(first, name))[:16]] * len(rows))
     Console().print(figures)
     if not rows[0].peers:
         return
-    peers = Table(title="AUROC beside its peers, same features, same order")
-    peers.add_column("")
+    peers = Table(title="AUROC, same features and order")
+    peers.add_column("peer")
     for row in rows:
         peers.add_column(f"{row.damage:.0%} damaged", justify="right")
     own = (_spread(row.mean["auroc"], row.spread["auroc"]) for row in rows)
@@ -385,15 +401,65 @@ def _continual(genome: Genome, options: argparse.Namespace) -> int:
         return 0
     cortex = genome.config.cortex
     synapses = cortex.d_in * cortex.d_hidden
-    table = Table(title=f"{options.genome.name}: continual familiarity, {synapses} synapses")
-    for f in fields(ContinualScore):
-        table.add_column(f.name.replace("_", " "), justify="right")
-    for score in scores:
-        table.add_row(
-            *(f"{v:.4f}" if isinstance(v, float) else str(v) for v in asdict(score).values())
-        )
-    Console().print(table)
+    _print_rows(f"{options.genome.name}: continual familiarity, {synapses} synapses", scores)
     return 0
+
+
+@dataclass(frozen=True)
+class LongLife:
+    """A life of 50,000 steps in a world that does not change.
+
+    Attributes:
+        seed: of the stream.
+        auroc_early: of steps 5,000 to 10,000.
+        auroc_late: of the last 5,000.
+        finite: whether every number of the life and of its end is.
+        largest_weight: of W at the end, in size.
+    """
+
+    seed: int
+    auroc_early: float
+    auroc_late: float
+    finite: bool
+    largest_weight: float
+
+
+@torch.inference_mode()
+def long_life(genome: Genome, seed: int) -> LongLife:
+    """Live through a stationary synthetic stream."""
+    stream = sample_stream(_STATIONARY, _LONG_LIFE, random.Random(f"stationary:{seed}"))
+    inputs = encode(stream.chunks, genome.config.encoder, genome.config.cortex.d_in)
+    lived = live(genome, inputs.unsqueeze(1))
+    logit, familiar = lived.logit[:, 0], stream.familiar
+    parts = [getattr(lived.state, f.name) for f in fields(lived.state)]
+    return LongLife(
+        seed=seed,
+        auroc_early=auroc(logit[_EARLY], familiar[_EARLY]),
+        auroc_late=auroc(logit[_LATE], familiar[_LATE]),
+        finite=all(bool(torch.isfinite(part).all()) for part in (logit, *parts)),
+        largest_weight=float(lived.state.w.abs().max()),
+    )
+
+
+def _stationary(genome: Genome, options: argparse.Namespace) -> int:
+    lives = [long_life(genome, options.seed + k) for k in range(options.seeds)]
+    if options.json:
+        rows = [asdict(life) for life in lives]
+        print(to_json({"genome_sha256": genome.sha256, "rows": rows}))
+        return 0
+    _print_rows(f"{options.genome.name}: {_LONG_LIFE} steps in a stationary world", lives)
+    return 0
+
+
+def _print_rows(title: str, rows: Sequence[Any]) -> None:
+    """Print equal dataclasses, a row each."""
+    table = Table(title=title)
+    for f in fields(rows[0]):
+        table.add_column(f.name.replace("_", " "), justify="right")
+    for row in rows:
+        values = asdict(row).values()
+        table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in values))
+    Console().print(table)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -401,9 +467,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--genome", type=Path, required=True, help="genome file")
     parser.add_argument(
         "--task",
-        choices=("familiarity", "continual"),
+        choices=("familiarity", "continual", "stationary"),
         default="familiarity",
-        help="lines of a file, or random vectors by the field's protocol",
+        help="lines of a file, random vectors by the field's protocol, or one long synthetic life",
     )
     parser.add_argument("--lines", type=Path, help="file whose lines are lived")
     parser.add_argument(
@@ -418,7 +484,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[0.0],
         help="chances that a byte is replaced by a random printable one, after labelling",
     )
-    parser.add_argument("--seeds", type=_count, default=1, help="how many seeds of damage")
+    parser.add_argument("--seeds", type=_count, default=1, help="how many seeds of damage or lives")
     parser.add_argument(
         "--seed", type=int, default=0, help="the first of them, or that of the continual sequences"
     )

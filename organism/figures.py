@@ -8,9 +8,17 @@ from typing import Any
 
 
 def to_json(figures: Mapping[str, Any]) -> str:
-    """Serialise figures; what is not a number becomes null, for JSON has no NaN.
+    """Serialise figures, nested ones too; what is not a number becomes null: JSON has no NaN.
 
-    >>> to_json({"auroc": float("nan"), "lines": 3})
-    '{"auroc": null, "lines": 3}'
+    >>> to_json({"auroc": float("nan"), "rows": [{"lines": 3, "auroc": float("nan")}]})
+    '{"auroc": null, "rows": [{"lines": 3, "auroc": null}]}'
     """
-    return json.dumps({k: None if v != v else v for k, v in figures.items()}, allow_nan=False)
+    return json.dumps(_without_nan(figures), allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and value != value else value

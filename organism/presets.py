@@ -144,7 +144,7 @@ PRESETS: dict[Preset, MetaTrainConfig] = {
             streams=StreamConfig(damaged_streams=0.6),
             widths=(256, 128),
             ranking_weight=1.0,
-            fitted_streams=96,
+            fitted_streams=256,
         ),
         genome=GenomeConfig(
             encoder=EncoderConfig(

@@ -65,6 +65,7 @@ LAYERS = [
     "benchmarks.meta_step",
     "benchmarks.ingest",
     "benchmarks.recall",
+    "benchmarks.retrieval",
     "benchmarks.startup",
     "benchmarks.scaling",
 ]
