@@ -83,7 +83,7 @@ def new_genome(config: GenomeConfig, seed: int = 0) -> Genome:
 
 
 def compatible(running: Genome, candidate: Genome) -> bool:
-    """Whether a candidate can take over a living cortex: same encoder, shape and innate weights."""
+    """Whether a candidate can take over a living cortex: same encoder, shape, state at birth."""
 
     def body(genome: Genome) -> tuple[object, ...]:
         cortex = genome.config.cortex
@@ -94,6 +94,7 @@ def compatible(running: Genome, candidate: Genome) -> bool:
             cortex.innate,
             cortex.innate_std,
             cortex.innate_seed,
+            cortex.recruitment,
         )
 
     return body(running) == body(candidate)

@@ -22,7 +22,7 @@ from organism.chunking import Bytes, Spans
 from organism.encoder import gram_hash
 from organism.jit import F32, kernel
 
-_WIDTH = 512
+_WIDTH = 256
 _ORDERS = (1, 2, 3)
 _LARGEST = np.int32(127)
 # Candidates of each kind that the edit distance ranks: enough that damage loses few, in about a
@@ -93,7 +93,7 @@ class Episodes:
             return [Episode(chunk, self._offsets[slot]) for chunk, slot in self._slots.items()]
 
     def search(self, cue: bytes, count: int) -> list[FoundEpisode]:
-        """Find the lived chunks nearest to a cue: those that contain it, then the most similar.
+        """Find the lived chunks nearest to a cue: itself, those that contain it, the most similar.
 
         Args:
             cue: at least one byte.
@@ -109,15 +109,18 @@ class Episodes:
         if not episodes:
             return []
         chunks = [episode.chunk for episode in episodes]
-        similar = process.cdist([cue], chunks, scorer=OSA.normalized_similarity)[0].tolist()
-        fit = process.cdist([cue], chunks, scorer=fuzz.partial_ratio)[0].tolist()
+        (similar,) = process.cdist([cue], chunks, scorer=OSA.normalized_similarity)
+        # Only a longer chunk contains a cue; an empty one stands for those that are not.
+        longer = [chunk if len(chunk) > len(cue) else b"" for chunk in chunks]
+        (fit,) = process.cdist([cue], longer, scorer=fuzz.partial_ratio, score_cutoff=_CONTAINED)
 
-        def rank(item: tuple[Episode, float, float]) -> tuple[float, float, int]:
-            episode, similarity, fit = item
-            contained = fit >= _CONTAINED and len(episode.chunk) >= len(cue)
-            return fit if contained else 0.0, similarity, episode.offset
+        def rank(item: tuple[Episode, float, float]) -> tuple[bool, float, float, int]:
+            episode, similarity, contained = item
+            return episode.chunk == cue, contained, similarity, episode.offset
 
-        ranked = sorted(zip(episodes, similar, fit, strict=True), key=rank, reverse=True)
+        ranked = sorted(
+            zip(episodes, similar.tolist(), fit.tolist(), strict=True), key=rank, reverse=True
+        )
         return [FoundEpisode(episode, similarity) for episode, similarity, _ in ranked[:count]]
 
     def _place(self, chunk: bytes, offset: int) -> int:

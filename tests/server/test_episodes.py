@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,6 +74,46 @@ def test_damaged_cues_find_their_line() -> None:
     episodes = lived(lines, 1000, 10**6)
     found = [episodes.search(damage(line, 0.1, rng), 1)[0].episode.chunk for line in lines]
     assert sum(a == b for a, b in zip(found, lines, strict=True)) >= 380
+
+
+@pytest.mark.parametrize("cut", [slice(0, 30), slice(12, 42), slice(25, 55)])
+def test_a_part_of_a_line_finds_a_line_that_contains_it(cut: slice) -> None:
+    """First, middle and last half: before shorter lines that look more like it as a whole."""
+    rng = random.Random(1)
+    words = [bytes(rng.choices(b"etaoinshr", k=6)) for _ in range(60)]
+    lines = [b" ".join(rng.choices(words, k=8)) for _ in range(200)]
+    short = [b" ".join(rng.choices(words, k=4)) for _ in range(200)]
+    episodes = lived([*lines, *short], 1000, 10**6)
+    for line in lines:
+        assert line[cut] in episodes.search(line[cut], 1)[0].episode.chunk
+
+
+def test_the_cue_itself_comes_first() -> None:
+    """Before lines that contain it."""
+    episodes = lived([b"disk full", b"disk full on /dev/sda", b"warning: disk full"])
+    assert episodes.search(b"disk full", 3)[0].episode.chunk == b"disk full"
+
+
+def test_inserted_deleted_and_swapped_bytes() -> None:
+    """Edits cost one each."""
+    episodes = lived([b"connection closed by peer", b"connection opened by host"])
+    for cue in (
+        b"conection closed by peer",
+        b"connecttion closed by peer",
+        b"conenction closed by peer",
+    ):
+        found = episodes.search(cue, 1)[0]
+        assert found.episode.chunk == b"connection closed by peer"
+        assert found.similarity > 0.95
+
+
+def test_zero_bytes_and_invalid_utf8_are_ordinary() -> None:
+    """Found like any others."""
+    chunks = [b"\x00" * 9, b"\xff\xfe\x00\x01\x80\x81", b"\x00\xff" * 5]
+    episodes = lived(chunks)
+    for chunk in chunks:
+        assert episodes.search(chunk, 1)[0].episode.chunk == chunk
+        assert episodes.search(chunk[:-1] + b"x", 1)[0].episode.chunk == chunk
 
 
 def test_everything_lived_is_a_candidate() -> None:
