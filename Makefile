@@ -30,8 +30,9 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-genome: $(VENV)/.run ## train the default genome anew; see checkpoints/default.md
-	$(BIN)/python -m organism.meta_train --preset daemon --seed 2 --out checkpoints/default.genome
+genome: $(VENV)/.run ## train both genomes anew, the default one from five seeds; see checkpoints/README.md
+	$(BIN)/python -m organism.meta_train --preset daemon --seeds 5 --out checkpoints/default.genome
+	$(BIN)/python -m organism.meta_train --preset continual --seeds 5 --out checkpoints/continual.genome
 
 clean:
 	rm -rf $(VENV) organism/__pycache__ server/__pycache__ .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -47,7 +48,7 @@ $(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev,peers]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.run pyproject.toml constraints.txt

@@ -250,6 +250,12 @@ def _stream(genome: Genome, given: Material) -> Stream:
     return Stream(given.chunks, centred_inputs(genome, inputs)[:, 0].numpy(), floats)
 
 
+def with_columns(genome: Genome, count: int) -> Genome:
+    """The genome in a cortex of another width: θ does not depend on it."""
+    cortex = genome.config.cortex.model_copy(update={"d_hidden": count})
+    return replace(genome, config=genome.config.model_copy(update={"cortex": cortex}))
+
+
 def _frozen(genome: Genome) -> Genome:
     cortex = genome.config.cortex.model_copy(update={"plasticity": False})
     return replace(genome, config=genome.config.model_copy(update={"cortex": cortex}))
@@ -326,6 +332,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_threads(1)
     try:
         genome = load(options.genome)
+        if options.columns:
+            genome = with_columns(genome, options.columns)
         if options.task == "continual":
             return _continual(genome, options)
         if options.task == "stationary":
@@ -349,9 +357,11 @@ def _lines(genome: Genome, options: argparse.Namespace) -> int:
         from organism.plots import plot_life
 
         peers = peer_scores(genome, given) if options.peers else {}
-        plot_life(
-            options.plot, options.lines.name, given.familiar, life.familiarity, life.entropy, peers
-        )
+        curves = {_CORTEX: [row.mean["auroc"] for row in rows]}
+        curves |= {name: [row.peers[name][0] for row in rows] for name in rows[0].peers}
+        scores = {_CORTEX: life.familiarity, **peers}
+        title, rates = options.lines.name, options.damage
+        plot_life(options.plot, title, given.familiar, scores, life.entropy, rates, curves)
     if options.json:
         print(to_json(_summary(life.evaluation, rows)))
     else:
@@ -484,6 +494,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[0.0],
         help="chances that a byte is replaced by a random printable one, after labelling",
     )
+    parser.add_argument("--columns", type=_count, help="columns of W, if other than the genome's")
     parser.add_argument("--seeds", type=_count, default=1, help="how many seeds of damage or lives")
     parser.add_argument(
         "--seed", type=int, default=0, help="the first of them, or that of the continual sequences"
@@ -492,7 +503,9 @@ def _parser() -> argparse.ArgumentParser:
         "--peers", action="store_true", help="beside its peers; needs pip install '.[peers]'"
     )
     parser.add_argument(
-        "--plot", type=Path, help="PNG of the ROC, and of familiarity and entropy over time"
+        "--plot",
+        type=Path,
+        help="PNG of the ROC, of familiarity and entropy over time, and of AUROC against damage",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser

@@ -161,6 +161,19 @@ def test_the_continual_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert max(flat) - min(flat) <= 0.01
 
 
+def test_one_genome_serves_several_widths(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With half the columns, half the synapses; the same θ still tells lived from new."""
+    save(SHIPPED, tmp_path / "g.genome")
+    (tmp_path / "lines").write_bytes(b"\n".join(LINES))
+    arguments = ["--genome", str(tmp_path / "g.genome"), "--lines", str(tmp_path / "lines")]
+    assert main([*arguments, "--columns", "128", "--json"]) == 0
+    half = json.loads(capsys.readouterr().out)
+    assert half["auroc"] > 0.95
+    assert half["state_floats"] == evaluate(SHIPPED, LINES).state_floats - 128 * 65
+
+
 def test_lines_are_needed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """But for the continual task."""
     save(GENOME, tmp_path / "g.genome")
