@@ -28,6 +28,7 @@ from organism.kernels import (
     FROBENIUS,
     LEVEL,
     LOG_ALPHA,
+    LOG_ENTROPY_GAIN,
     LOG_RECOVERY,
     NONE,
     OUT_WEIGHT,
@@ -622,7 +623,9 @@ def _through_learning(
         for j in range(d_hidden):
             g_post[j] *= post_scale
     gradient.scalars[LOG_ALPHA] += step_size * through
-    return constants.alpha * constants.entropy_gain * through / scale
+    through_entropy = constants.alpha * constants.entropy_gain * through / scale
+    gradient.scalars[LOG_ENTROPY_GAIN] += entropy * through_entropy
+    return through_entropy
 
 
 @kernel()

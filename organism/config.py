@@ -143,7 +143,9 @@ class CortexConfig(Settings):
         0.1, gt=0, description="initial plasticity rate α₀, learnable [D26 §6.4: 0.1]"
     )
     entropy_modulation: bool = Field(True, description="α = α₀·(1 + gain·H) [D26 §4.2]")
-    entropy_gain: float = Field(10.0, ge=0, description="gain of the modulation [D26 §4.2: 10]")
+    entropy_gain: float = Field(
+        10.0, ge=0, description="initial gain of the modulation, learnable [D26 §4.2: 10]"
+    )
 
     metabolism: bool = Field(True, description="β follows the entropy [D26 §4.3]; off: β stays 1")
     entropy_threshold: float = Field(
@@ -184,6 +186,11 @@ class CortexConfig(Settings):
         "frobenius", description="l2 normalisation of W after each step [D26 §3.3: whole matrix]"
     )
     normalisation_epsilon: float = Field(1e-8, gt=0, description="ε of [D26 §3.3]")
+
+    @property
+    def modulated(self) -> bool:
+        """Whether the entropy modulates plasticity at all."""
+        return self.entropy_modulation and self.entropy_gain > 0
 
     @model_validator(mode="after")
     def _consistent(self) -> CortexConfig:

@@ -263,9 +263,10 @@ def step(
 
 def plasticity_rate(genome: Genome, entropy: Tensor) -> Tensor:
     """α = α₀·(1 + gain·H) [D26 §4.2], or α₀ where modulation is off; ``(batch,)``."""
-    config = genome.config.cortex
     alpha = genome.theta["log_alpha"].exp().expand_as(entropy)
-    return alpha * (1 + config.entropy_gain * entropy) if config.entropy_modulation else alpha
+    if not genome.config.cortex.modulated:
+        return alpha
+    return alpha * (1 + genome.theta["log_entropy_gain"].exp() * entropy)
 
 
 def normalise(w: Tensor, normalisation: Normalisation, epsilon: float) -> Tensor:

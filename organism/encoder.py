@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -109,25 +110,37 @@ def _pool(
     """Add the mean row of each chunk's n-grams of one order to its vector."""
     buckets, width = table.shape
     seen_in = np.full(buckets if distinct else 0, -1, np.int32)
+    longest = 0
+    for c in range(spans.shape[0]):
+        longest = max(longest, spans[c, 1] - spans[c, 0])
+    rows, weights = np.empty(longest, np.int64), np.empty(longest, np.float32)
     total = np.empty(width, np.float32)
     for c in range(spans.shape[0]):
         start, end = spans[c, 0], spans[c, 1]
-        weights = np.float32(0)
-        for j in range(width):
-            total[j] = 0
-        for i in range(start, max(end - order, start) + 1):
+        # A chunk shorter than the order is its own n-gram. The window's bytes and how many of them
+        # are digits are carried from one n-gram to the next.
+        span = min(order, end - start)
+        bytes_, digits, count, sum_ = np.uint64(0), 0, 0, np.float32(0)
+        for i in range(start, end):
+            bytes_ = (bytes_ >> np.uint64(8)) | (np.uint64(data[i]) << np.uint64(8 * (span - 1)))
+            digits += _is_digit(data[i])
+            if i - start >= span:
+                digits -= _is_digit(data[i - span])
+            if i - start < span - 1:
+                continue
             bucket = np.int64(data[i])
             if not raw:
-                bucket = np.int64(gram_hash(data, i, min(order, end - i)) % np.uint64(buckets))
+                bucket = place_of(gram_hash(bytes_, span), buckets)
             if distinct:
                 if seen_in[bucket] == c:
                     continue
                 seen_in[bucket] = c
-            weight = _weight(data, i, min(order, end - i), digit_weight)
-            weights += weight
-            for j in range(width):
-                total[j] += weight * table[bucket, j]
-        factor = np.float32(1) / weights
+            weight = (digits * digit_weight + np.float32(span - digits)) / np.float32(span)
+            rows[count], weights[count] = bucket, weight
+            sum_ += weight
+            count += 1
+        _sum_rows(table, rows, weights, count, total)
+        factor = np.float32(1) / sum_
         if unit_norm:
             square = np.float32(0)
             for j in range(width):
@@ -138,21 +151,51 @@ def _pool(
 
 
 @kernel()
-def _weight(data: Bytes, start: int, span: int, digit_weight: Number) -> Number:
-    """Mean weight of an n-gram's bytes."""
-    weight = np.float32(0)
-    for i in range(start, start + span):
-        digit = _ZERO <= data[i] <= _NINE
-        weight += digit_weight if digit else np.float32(1)
-    return weight / np.float32(span)
+def _sum_rows(
+    table: F32, rows: npt.NDArray[np.int64], weights: F32, count: int, total: F32
+) -> None:
+    """Sum weighted rows of a table, four a loop."""
+    for j in range(total.shape[0]):
+        total[j] = 0
+    blocked = count - count % 4
+    for k in range(0, blocked, 4):
+        r0, r1, r2, r3 = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
+        w0, w1, w2, w3 = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
+        for j in range(total.shape[0]):
+            pair = w0 * table[r0, j] + w1 * table[r1, j]
+            total[j] += pair + (w2 * table[r2, j] + w3 * table[r3, j])
+    for k in range(blocked, count):
+        for j in range(total.shape[0]):
+            total[j] += weights[k] * table[rows[k], j]
 
 
 @kernel()
-def gram_hash(data: Bytes, start: int, span: int) -> np.uint64:
-    r"""Hash ``span`` bytes, at most 4, to 63 bits; the span too, so "a" is not "a\0"."""
-    key = np.uint64(span) << np.uint64(32)
+def place_of(code: np.uint64, places: int) -> int:
+    """Bring a hash of 63 bits to one of many places, without a division.
+
+    Lemire, "Fast random integer generation in an interval", ACM TOMACS 2019.
+    """
+    return np.int64(((code >> np.uint64(31)) * np.uint64(places)) >> np.uint64(32))
+
+
+@kernel()
+def _is_digit(byte: np.uint8) -> int:
+    return 1 if _ZERO <= byte <= _NINE else 0
+
+
+@kernel()
+def packed(data: Bytes, start: int, span: int) -> np.uint64:
+    """Pack an n-gram of at most 4 bytes into a number, the first byte lowest."""
+    key = np.uint64(0)
     for i in range(span):
         key |= np.uint64(data[start + i]) << np.uint64(8 * i)
+    return key
+
+
+@kernel()
+def gram_hash(gram: np.uint64, span: int) -> np.uint64:
+    r"""Hash a packed n-gram to 63 bits; how many bytes it has too, so that "a" is not "a\0"."""
+    key = gram | (np.uint64(span) << np.uint64(32))
     key = (key ^ (key >> np.uint64(30))) * _MIX_1
     key = (key ^ (key >> np.uint64(27))) * _MIX_2
     return np.uint64((key ^ (key >> np.uint64(31))) >> np.uint64(1))

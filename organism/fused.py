@@ -133,7 +133,7 @@ def _constants(config: GenomeConfig, theta: Mapping[str, Tensor]) -> Constants:
         short_term_decay=f(c.short_term_decay),
         long_term_decay=f(c.long_term_decay),
         alpha=f(theta["log_alpha"].detach().exp()),
-        entropy_gain=f(c.entropy_gain if c.entropy_modulation else 0),
+        entropy_gain=f(theta["log_entropy_gain"].detach().exp() if c.modulated else 0),
         metabolism=c.metabolism,
         entropy_threshold=f(c.entropy_threshold),
         beta_fall=f(c.beta_fall),
@@ -177,6 +177,7 @@ def _views(config: GenomeConfig, theta: Theta) -> dict[str, npt.NDArray[Any]]:
     views = {
         "log_alpha": theta.scalars[k.LOG_ALPHA : k.LOG_ALPHA + 1],
         "log_recovery": theta.scalars[k.LOG_RECOVERY : k.LOG_RECOVERY + 1],
+        "log_entropy_gain": theta.scalars[k.LOG_ENTROPY_GAIN : k.LOG_ENTROPY_GAIN + 1],
         "mixing": theta.scalars[k.C0 : k.C2 + 1],
         "readout": theta.scalars[k.READOUT : k.READOUT + (FEATURES if recruits else 3)],
         "calibration": theta.scalars[k.CALIBRATION :].reshape(-1, LEVEL_POWERS),

@@ -44,10 +44,10 @@ class Genome:
 
     Attributes:
         config: sizes, switches and constants.
-        theta: ``rule.*`` (see ``organism.rules``), ``log_alpha`` (), ``log_recovery`` () where
-            on, ``mixing`` (3,) as (c₀, c₁, c₂), and ``readout`` (3,), see ``organism.readout``;
-            with recruitment ``readout`` (4,) and ``calibration`` (3, 3), see
-            ``organism.recruitment``.
+        theta: ``rule.*`` (see ``organism.rules``), ``log_alpha`` (), ``log_recovery`` () and
+            ``log_entropy_gain`` () where on, ``mixing`` (3,) as (c₀, c₁, c₂), and ``readout`` (3,),
+            see ``organism.readout``; with recruitment ``readout`` (4,) and ``calibration`` (3, 3),
+            see ``organism.recruitment``.
         provenance: where it came from: plain values, shown but never interpreted.
     """
 
@@ -73,6 +73,8 @@ def new_genome(config: GenomeConfig, seed: int = 0) -> Genome:
     theta["log_alpha"] = torch.tensor(math.log(config.cortex.alpha))
     if config.cortex.recovery:
         theta["log_recovery"] = torch.tensor(math.log(config.cortex.recovery))
+    if config.cortex.modulated:
+        theta["log_entropy_gain"] = torch.tensor(math.log(config.cortex.entropy_gain))
     theta["mixing"] = torch.tensor(config.cortex.mixing)
     if config.cortex.recruitment:
         theta["readout"] = torch.tensor(_INITIAL_EVIDENCE)

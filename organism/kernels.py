@@ -28,8 +28,8 @@ I64 = npt.NDArray[np.int64]
 
 ROW, COLUMN, FROBENIUS, NONE = range(4)
 UNSCALED, SQRT_D, RMS = range(3)
-LOG_ALPHA, LOG_RECOVERY, C0, C1, C2, B2, READOUT, CALIBRATION = 0, 1, 2, 3, 4, 5, 6, 10
-SCALARS = 19
+LOG_ALPHA, LOG_RECOVERY, LOG_ENTROPY_GAIN, C0, C1, C2, B2 = range(7)
+READOUT, CALIBRATION, SCALARS = 7, 11, 20
 BETA, LEVEL = 0, 1
 PRE_WEIGHT, POST_WEIGHT, W_WEIGHT, BIAS, OUT_WEIGHT = range(5)
 # Hidden units are taken four at a time: their columns then share one pass over a row.
@@ -108,8 +108,8 @@ class Theta(NamedTuple):
     """θ, or its gradient in float64.
 
     Attributes:
-        scalars: log α₀, log κ, c₀, c₁, c₂, b₂ of the mlp, the readout's four, or three without
-            recruitment, and the nine of its calibration.
+        scalars: log α₀, log κ, log of the entropy's gain, c₀, c₁, c₂, b₂ of the mlp, the readout's
+            four, or three without recruitment, and the nine of its calibration.
         coefficients: of the polynomial, ``(powers of pre, of post, of w)``; empty for the mlp.
         units: of the mlp, one row a hidden unit: weights of pre, post and w, bias, outgoing
             weight; padded with zeros to a multiple of ``UNIT_BLOCK``; empty for the polynomial.
@@ -466,7 +466,7 @@ def _read_matches(
     row.readings[0], row.readings[1], row.readings[2], row.readings[3] = entropy, best, beta, level
     weights = theta.scalars[READOUT : READOUT + FEATURES]
     calibration = theta.scalars[CALIBRATION:].reshape((-1, LEVEL_POWERS))
-    found = recruiting.evidence(weights, match, state.trace)
+    found = recruiting.evidence(weights, match, best, state.trace)
     return entropy, recruiting.log_odds(calibration, found, level)
 
 

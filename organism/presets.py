@@ -13,7 +13,9 @@ from organism.tasks.projection import ProjectionConfig
 from organism.tasks.streams import StreamConfig
 
 Preset = Literal["original", "original-literal", "dense", "daemon", "continual"]
-Part = Literal["rule", "log_alpha", "log_recovery", "mixing", "readout", "calibration"]
+Part = Literal[
+    "rule", "log_alpha", "log_recovery", "log_entropy_gain", "mixing", "readout", "calibration"
+]
 
 
 class MetaTrainConfig(Settings):
@@ -59,6 +61,7 @@ class MetaTrainConfig(Settings):
             "rule": True,
             "log_alpha": True,
             "log_recovery": genome.cortex.recovery > 0,
+            "log_entropy_gain": genome.cortex.modulated,
             "mixing": genome.cortex.memory,
             "readout": self.task != "projection",
             "calibration": self.task != "projection" and genome.cortex.recruitment,
@@ -138,7 +141,7 @@ PRESETS: dict[Preset, MetaTrainConfig] = {
         outer_steps=100,
         learning_rate=1e-1,
         schedule="cosine",
-        trained=("rule", "log_alpha", "readout", "calibration"),
+        trained=("rule", "log_alpha", "log_entropy_gain", "readout", "calibration"),
         familiarity=FamiliarityConfig(
             longest_life=2000,
             streams=StreamConfig(damaged_streams=0.6),
@@ -162,7 +165,7 @@ PRESETS: dict[Preset, MetaTrainConfig] = {
         outer_steps=100,
         learning_rate=1e-1,
         schedule="cosine",
-        trained=("rule", "log_alpha", "readout", "calibration"),
+        trained=("rule", "log_alpha", "log_entropy_gain", "readout", "calibration"),
         genome=GenomeConfig(
             rule=_HEBBIAN,
             cortex=_RECRUITING.model_copy(

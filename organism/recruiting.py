@@ -46,12 +46,14 @@ def closeness(match: Number) -> Number:
 
 
 @kernel()
-def evidence(weights: F32, match: F32, trace: F32) -> Number:
-    """``organism.recruitment.evidence`` of its features; the powers of the match: 2, 8 and 32."""
-    wide, middle, narrow, best = _0, _0, _0, match[0]
+def evidence(weights: F32, match: F32, best: Number, trace: F32) -> Number:
+    """``organism.recruitment.evidence`` of its features; the powers of the match: 2, 8 and 32.
+
+    The best match comes with it: a maximum in the same loop would keep it from being vectorised.
+    """
+    wide, middle, narrow = _0, _0, _0
     for j in range(match.shape[0]):
         near = match[j] if match[j] > _0 else _0
-        best = match[j] if match[j] > best else best
         square = near * near
         eighth = (square * square) * (square * square)
         power = (eighth * eighth) * (eighth * eighth)

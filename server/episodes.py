@@ -19,7 +19,7 @@ from rapidfuzz import fuzz, process
 from rapidfuzz.distance import OSA
 
 from organism.chunking import Bytes, Spans
-from organism.encoder import gram_hash
+from organism.encoder import gram_hash, packed, place_of
 from organism.jit import F32, kernel
 
 _WIDTH = 256
@@ -198,8 +198,9 @@ def _embed(data: Bytes, spans: Spans) -> tuple[npt.NDArray[np.int8], F32]:
         start, end = spans[c, 0], spans[c, 1]
         for order in _ORDERS:
             for i in range(start, max(end - order, start) + 1):
-                code = gram_hash(data, i, min(order, end - i))
-                place = np.int64((code >> np.uint64(1)) % np.uint64(_WIDTH))
+                span = min(order, end - i)
+                code = gram_hash(packed(data, i, span), span)
+                place = place_of(code, _WIDTH)
                 counts[place] += np.int32(1) if code & np.uint64(1) else np.int32(-1)
         square = np.float32(0)
         for j in range(_WIDTH):
