@@ -117,29 +117,13 @@ def _pool(
     total = np.empty(width, np.float32)
     for c in range(spans.shape[0]):
         start, end = spans[c, 0], spans[c, 1]
-        # A chunk shorter than the order is its own n-gram. The window's bytes and how many of them
-        # are digits are carried from one n-gram to the next.
-        span = min(order, end - start)
-        bytes_, digits, count, sum_ = np.uint64(0), 0, 0, np.float32(0)
-        for i in range(start, end):
-            bytes_ = (bytes_ >> np.uint64(8)) | (np.uint64(data[i]) << np.uint64(8 * (span - 1)))
-            digits += _is_digit(data[i])
-            if i - start >= span:
-                digits -= _is_digit(data[i - span])
-            if i - start < span - 1:
-                continue
-            bucket = np.int64(data[i])
-            if not raw:
-                bucket = place_of(gram_hash(bytes_, span), buckets)
-            if distinct:
-                if seen_in[bucket] == c:
-                    continue
-                seen_in[bucket] = c
-            weight = (digits * digit_weight + np.float32(span - digits)) / np.float32(span)
-            rows[count], weights[count] = bucket, weight
-            sum_ += weight
-            count += 1
+        count = _look_up(
+            data, start, end, order, raw, digit_weight, buckets, c, seen_in, rows, weights
+        )
         _sum_rows(table, rows, weights, count, total)
+        sum_ = np.float32(0)
+        for k in range(count):
+            sum_ += weights[k]
         factor = np.float32(1) / sum_
         if unit_norm:
             square = np.float32(0)
@@ -148,6 +132,46 @@ def _pool(
             factor = np.float32(1) / max(np.float32(math.sqrt(square)), _NORM_FLOOR)
         for j in range(width):
             vectors[c, j] += factor * total[j]
+
+
+@kernel()
+def _look_up(
+    data: Bytes,
+    start: int,
+    end: int,
+    order: int,
+    raw: bool,
+    digit_weight: Number,
+    buckets: int,
+    number: int,
+    seen_in: npt.NDArray[np.int32],
+    rows: npt.NDArray[np.int64],
+    weights: F32,
+) -> int:
+    """Write down rows and weights of a chunk's n-grams of one order; return how many.
+
+    A chunk shorter than the order is its own n-gram. The window's bytes, and how many of them are
+    digits, are carried from one n-gram to the next. With room in ``seen_in``, which notes the
+    number of the last chunk that each row was looked up for, a row counts once.
+    """
+    span = min(order, end - start)
+    gram, digits, count = np.uint64(0), 0, 0
+    for i in range(start, end):
+        gram = (gram >> np.uint64(8)) | (np.uint64(data[i]) << np.uint64(8 * (span - 1)))
+        digits += _is_digit(data[i])
+        if i - start >= span:
+            digits -= _is_digit(data[i - span])
+        if i - start < span - 1:
+            continue
+        bucket = np.int64(data[i]) if raw else place_of(gram_hash(gram, span), buckets)
+        if seen_in.shape[0]:
+            if seen_in[bucket] == number:
+                continue
+            seen_in[bucket] = number
+        rows[count] = bucket
+        weights[count] = (digits * digit_weight + np.float32(span - digits)) / np.float32(span)
+        count += 1
+    return count
 
 
 @kernel()
@@ -170,7 +194,7 @@ def _sum_rows(
 
 
 @kernel()
-def place_of(code: np.uint64, places: int) -> int:
+def place_of(code: np.uint64, places: int) -> np.int64:
     """Bring a hash of 63 bits to one of many places, without a division.
 
     Lemire, "Fast random integer generation in an interval", ACM TOMACS 2019.
