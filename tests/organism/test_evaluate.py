@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from organism.evaluate import evaluate, label, main
+from organism.evaluate import main
+from organism.evaluation import evaluate, label
 from organism.genome import load, new_genome, save
 from organism.peers import PEERS
 from tests.conftest import small_config
@@ -124,9 +125,9 @@ def test_peers_stand_beside(
 ) -> None:
     """On the same lines; the store may carry as much as the cortex does."""
     pytest.importorskip("sklearn")
-    monkeypatch.setattr("organism.evaluate._PLATT_STEPS", 60)
+    monkeypatch.setattr("organism.comparison._PLATT_STEPS", 60)
     own = {name: PEERS[name] for name in ("hash set", "last-k store", "delta rule")}
-    monkeypatch.setattr("organism.evaluate.PEERS", own)
+    monkeypatch.setattr("organism.comparison.PEERS", own)
     save(SHIPPED, tmp_path / "g.genome")
     (tmp_path / "lines").write_bytes(b"\n".join(LINES))
     arguments = ["--genome", str(tmp_path / "g.genome"), "--lines", str(tmp_path / "lines")]

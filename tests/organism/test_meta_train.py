@@ -367,3 +367,23 @@ def test_it_trains_on_cuda(config: MetaTrainConfig) -> None:
     """The device is a setting: the losses are those of the CPU, to rounding."""
     cpu, cuda = fresh(config), Run(config, new_genome(config.genome, config.seed), "cuda")
     assert losses(cuda, 3) == pytest.approx(losses(cpu, 3), rel=1e-3)
+
+
+def test_several_seeds_and_the_best_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each in a file of its own; mean and spread of every figure; held-out lifetimes select."""
+    out = tmp_path / "best.genome"
+    options = ["--preset", "continual", "--outer-steps", "2", "--continual.steps", "30"]
+    options += ["--seed", "5", "--seeds", "3", "--threads", "1", "--progress", "none"]
+    assert main([*options, "--out", str(out), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert [run["seed"] for run in summary["runs"]] == [5, 6, 7]
+    scores = [run["held_out_auroc"] for run in summary["runs"]]
+    assert summary["held_out_auroc"] == max(scores)
+    assert summary["mean"]["held_out_auroc"] == pytest.approx(sum(scores) / 3)
+    selected = tmp_path / f"best.genome.seed{summary['selected_seed']}"
+    assert out.read_bytes() == selected.read_bytes()
+    assert load(out).sha256 == summary["genome_sha256"]
+    assert main([*options]) == 0
+    assert "of 3 seeds" in capsys.readouterr().out

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from organism.evaluate import label
+from organism.evaluation import label
 from organism.tasks.streams import Stream, StreamConfig, damage, sample_stream
 
 UNDAMAGED = StreamConfig(damaged_streams=0, stamped_streams=0)

@@ -1,0 +1,124 @@
+"""A genome beside its peers: same features, same order, several rates and seeds of damage."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from organism.auroc import auroc
+from organism.calibration import brier_score
+from organism.cortex import centred_inputs
+from organism.encoder import encode
+from organism.evaluation import Evaluation, Material, live_through, material
+from organism.genome import Genome
+from organism.jit import F64
+from organism.lifetime import live
+from organism.peers import PEERS, PlattScale, Stream, strongest
+from organism.tasks.streams import StreamConfig, sample_stream
+
+_STORE = "last-k store"
+# Streams that the store's scores are brought to probabilities on.
+_PLATT_STREAMS, _PLATT_STEPS = 8, 1000
+
+
+@dataclass(frozen=True)
+class Row:
+    """A genome and its peers at one rate of damage.
+
+    Attributes:
+        damage: chance of a byte's damage.
+        mean: of each figure over the seeds.
+        spread: its standard deviation over the seeds.
+        peers: AUROC of each peer, mean and spread; empty where none were asked for.
+        store_brier: Brier score of the store of equal size, Platt-scaled on synthetic streams, mean
+            over the seeds; None where no peers were asked for.
+    """
+
+    damage: float
+    mean: dict[str, float]
+    spread: dict[str, float]
+    peers: dict[str, tuple[float, float]]
+    store_brier: float | None
+
+
+def compare(
+    genome: Genome,
+    lines: Sequence[bytes],
+    identities: Sequence[bytes] | None,
+    damages: Sequence[float],
+    seeds: Sequence[int],
+    with_peers: bool,
+) -> list[Row]:
+    """Evaluate at several rates of damage, each with all seeds, beside the peers or not.
+
+    Raises:
+        ValueError: as ``material``.
+        PeerMissing: a peer's library is not installed.
+    """
+    scale = store_scale(genome) if with_peers else None
+    rows = []
+    for fraction in damages:
+        lives, peers, briers = [], [], []
+        for seed in seeds if fraction else seeds[:1]:
+            given = material(lines, identities, fraction, seed)
+            lives.append(live_through(genome, given, fraction, seed).evaluation)
+            if scale is not None:
+                scores = peer_scores(genome, given)
+                peers.append({name: auroc(s, given.familiar) for name, s in scores.items()})
+                briers.append(brier_score(scale(scores[_STORE]), given.familiar))
+        figures = [f.name for f in fields(Evaluation) if f.type == "float" and f.name != "damage"]
+        values = {name: [float(getattr(life, name)) for life in lives] for name in figures}
+        rows.append(
+            Row(
+                damage=fraction,
+                mean={name: _mean_and_spread(found)[0] for name, found in values.items()},
+                spread={name: _mean_and_spread(found)[1] for name, found in values.items()},
+                peers={name: _mean_and_spread([p[name] for p in peers]) for name in peers[0]}
+                if peers
+                else {},
+                store_brier=float(np.mean(briers)) if briers else None,
+            )
+        )
+    return rows
+
+
+def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    return float(np.mean(values)), float(np.std(values))
+
+
+def peer_scores(genome: Genome, given: Material, names: Sequence[str] = ()) -> dict[str, F64]:
+    """Score lines by the genome's peers, on its features; each ``(lines,)``.
+
+    Args:
+        genome: whose encoder, centring and state size the peers share.
+        given: the lines.
+        names: of peers; none: all.
+
+    Raises:
+        PeerMissing: a peer's library is not installed.
+    """
+    stream = _stream(genome, given)
+    return {name: strongest(PEERS[name], stream, given.familiar) for name in names or PEERS}
+
+
+def store_scale(genome: Genome) -> PlattScale:
+    """Fit the equal-state store's scores on synthetic streams, by Platt's method."""
+    scores, familiar = [], []
+    for k in range(_PLATT_STREAMS):
+        synthetic = sample_stream(StreamConfig(), _PLATT_STEPS, random.Random(f"platt:{k}"))
+        given = Material(synthetic.chunks, synthetic.familiar)
+        scores += [float(score) for score in next(PEERS[_STORE](_stream(genome, given)))]
+        familiar += synthetic.familiar
+    return PlattScale.fitted(scores, familiar)
+
+
+@torch.inference_mode()
+def _stream(genome: Genome, given: Material) -> Stream:
+    config = genome.config
+    inputs = encode(given.chunks, config.encoder, config.cortex.d_in).unsqueeze(1)
+    floats = live(genome, inputs[:1]).state.float_count
+    return Stream(given.chunks, centred_inputs(genome, inputs)[:, 0].numpy(), floats)
