@@ -18,21 +18,8 @@ from organism.encoder import encode
 from organism.genome import Genome
 from organism.jit import F64
 from organism.lifetime import live
-from organism.tasks.streams import StreamConfig, damage, sample_stream
+from organism.tasks.streams import damage, stationary_stream
 
-# A world that does not change: one law of lags, half of its chunks new, no drift, no damage.
-_STATIONARY = StreamConfig(
-    repeat=(0.5, 0.5),
-    burst=(0.3, 0.3),
-    lag_exponent=(1.0, 1.0),
-    discount=(0.0, 0.0),
-    concentration=(8.0, 8.0),
-    drift=(0.0, 0.0),
-    damaged_streams=0.0,
-    stamped_streams=0.0,
-    binary_streams=0.0,
-    sources=1,
-)
 LONG_LIFE = 50_000
 """Steps of a life in it."""
 _EARLY, _LATE = slice(5_000, 10_000), slice(LONG_LIFE - 5_000, LONG_LIFE)
@@ -217,7 +204,7 @@ class LongLife:
 @torch.inference_mode()
 def long_life(genome: Genome, seed: int) -> LongLife:
     """Live through a stationary synthetic stream."""
-    stream = sample_stream(_STATIONARY, LONG_LIFE, random.Random(f"stationary:{seed}"))
+    stream = stationary_stream(LONG_LIFE, random.Random(f"stationary:{seed}"))
     inputs = encode(stream.chunks, genome.config.encoder, genome.config.cortex.d_in)
     lived = live(genome, inputs.unsqueeze(1))
     logit, familiar = lived.logit[:, 0], stream.familiar

@@ -65,6 +65,8 @@ class StreamConfig(Settings):
 
 _SHARES = ("repeat", "burst", "discount", "damage", "drift")
 _UNLIVED = 32
+STATIONARY_LAG = 300
+"""Longest lag of a stationary stream."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,36 @@ def sample_stream(config: StreamConfig, steps: int, rng: random.Random) -> Strea
         if identity not in known:
             unlived.append(observed(identity))
     return Stream(chunks, familiar, variant, unlived)
+
+
+def stationary_stream(steps: int, rng: random.Random) -> Stream:
+    """Draw a stream whose law does not change: half of its chunks are new, the others repeat one.
+
+    Lags follow lag^(−1) up to ``STATIONARY_LAG``, however long the stream; what is new was never
+    there before. One source, no drift, no damage, no time stamps.
+
+    Args:
+        steps: number of chunks.
+        rng: source of all randomness.
+    """
+    world = World(discount=0, concentration=8, drift=0, one_field=0.5, binary=False, rng=rng)
+    lived: list[bytes] = []
+    known: set[bytes] = set()
+    familiar: list[bool] = []
+    variant: list[bool] = []
+    for _ in range(steps):
+        again, one_field = bool(lived) and rng.random() < 0.5, False
+        if again:
+            identity = lived[-_power_law(min(len(lived), STATIONARY_LAG), 1.0, rng)]
+        else:
+            identity, one_field = world.chunk()
+            while identity in known:
+                identity, one_field = world.chunk()
+        familiar.append(again)
+        variant.append(one_field)
+        lived.append(identity)
+        known.add(identity)
+    return Stream(lived, familiar, variant, [])
 
 
 def _world(config: StreamConfig, rng: random.Random) -> World:

@@ -7,7 +7,14 @@ import random
 import pytest
 
 from organism.evaluation import label
-from organism.tasks.streams import Stream, StreamConfig, damage, sample_stream
+from organism.tasks.streams import (
+    STATIONARY_LAG,
+    Stream,
+    StreamConfig,
+    damage,
+    sample_stream,
+    stationary_stream,
+)
 
 UNDAMAGED = StreamConfig(damaged_streams=0, stamped_streams=0)
 
@@ -120,3 +127,20 @@ def test_sources_are_interleaved() -> None:
         for count in (1, 8)
     }
     assert words[8] > 1.3 * words[1]
+
+
+def test_a_stationary_stream_keeps_its_law() -> None:
+    """Half is new, to the last chunk; repeats come within the longest lag, early and late alike."""
+    s = stationary_stream(6000, random.Random(3))
+    assert s.familiar == label(s.chunks)
+    last: dict[bytes, int] = {}
+    lags: list[tuple[int, int]] = []
+    for t, chunk in enumerate(s.chunks):
+        if s.familiar[t]:
+            lags.append((t, t - last[chunk]))
+        last[chunk] = t
+    assert max(lag for _, lag in lags) <= STATIONARY_LAG
+    early = [lag for t, lag in lags if 1000 <= t < 3000]
+    late = [lag for t, lag in lags if t >= 4000]
+    assert sum(early) / len(early) == pytest.approx(sum(late) / len(late), rel=0.15)
+    assert sum(s.familiar[:3000]) == pytest.approx(sum(s.familiar[3000:]), rel=0.1)
