@@ -82,7 +82,7 @@ def _draw_curves(
         panel.plot(percent, values, marker="o", markersize=3, label=name, **_style(name, colours))
     panel.axhline(0.5, color="0.8", linewidth=1, zorder=1)
     panel.set(xlabel="bytes damaged, %", ylabel="AUROC", title="mean over the seeds of damage")
-    panel.legend(loc="lower left", fontsize=8, ncols=2)
+    panel.legend(loc="upper right", fontsize=7, ncols=2)
 
 
 def _draw_course(
