@@ -56,7 +56,8 @@ def eager_step(
     cortex, (w, short_term, long_term) = config.cortex, brain
     pre, h = activation(config, theta, brain, e)
     post = h if target is None else ratio * target + (1 - ratio) * h
-    alpha = theta["log_alpha"].exp() * (1 + cortex.entropy_gain * h.std(correction=0))
+    gain = theta["log_entropy_gain"].exp()
+    alpha = theta["log_alpha"].exp() * (1 + gain * h.std(correction=0))
     activity = math.sqrt(cortex.d_in)
     weight = math.sqrt(normalised_length(cortex.normalisation, cortex.d_in, cortex.d_hidden))
     features = torch.stack(
