@@ -196,7 +196,7 @@ def test_a_genome_stays_small() -> None:
     exponents = {"pre_exponent": 3, "post_exponent": 3, "weight_exponent": 3}
     rule = {"family": "polynomial", "initialisation": "hebb", **exponents}
     polynomial = GenomeConfig.model_validate({"rule": rule})
-    assert new_genome(polynomial).parameter_count == 64 + 7
+    assert new_genome(polynomial).parameter_count == 64 + 8
 
 
 def test_only_a_genome_of_the_same_body_can_take_over() -> None:
