@@ -24,7 +24,7 @@ check: $(VENV)/.dev ## lint and types
 	$(BIN)/mypy
 
 bench: $(VENV)/.bench ## measure every promise of speed; about eight minutes
-	for script in step meta_step ingest recall startup scaling; do $(BIN)/python -m benchmarks.$$script || exit 1; done
+	for script in step meta_step ingest recall startup scaling retrieval; do $(BIN)/python -m benchmarks.$$script || exit 1; done
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

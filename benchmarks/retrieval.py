@@ -104,6 +104,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the cues")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
+    if options.cues < 1:
+        parser.error("--cues: at least 1")
     rng = random.Random(f"retrieval:{options.seed}")
     if options.lines:
         lines = options.lines.read_bytes().splitlines()

@@ -11,12 +11,11 @@ import torch
 
 from organism.auroc import auroc
 from organism.calibration import brier_score
-from organism.cortex import centred_inputs
+from organism.cortex import centred_inputs, newborn
 from organism.encoder import encode
 from organism.evaluation import Evaluation, Material, live_through, material
 from organism.genome import Genome
 from organism.jit import F64
-from organism.lifetime import live
 from organism.peers import PEERS, PlattScale, Stream, strongest
 from organism.tasks.streams import StreamConfig, sample_stream
 
@@ -120,5 +119,5 @@ def store_scale(genome: Genome) -> PlattScale:
 def _stream(genome: Genome, given: Material) -> Stream:
     config = genome.config
     inputs = encode(given.chunks, config.encoder, config.cortex.d_in).unsqueeze(1)
-    floats = live(genome, inputs[:1]).state.float_count
+    floats = newborn(genome).float_count
     return Stream(given.chunks, centred_inputs(genome, inputs)[:, 0].numpy(), floats)

@@ -2,7 +2,7 @@
 
 On the lines of a real file, alone or beside its peers; on the field's protocol of continual
 familiarity (``--task continual``); or through a long life in a world that does not change
-(``--task stationary``). Owns the comparison and the command; trains nothing.
+(``--task stationary``). Owns the command; trains nothing.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         genome = load(options.genome)
         if options.columns:
             genome = with_columns(genome, options.columns)
+        if options.task != "familiarity":
+            _refuse_what_plays_no_part(options)
         if options.task == "continual":
             return _continual(genome, options)
         if options.task == "stationary":
@@ -55,6 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, GenomeError, PeerMissing, ValueError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return _EXIT_USAGE
+
+
+def _refuse_what_plays_no_part(options: argparse.Namespace) -> None:
+    """Synthetic tasks bring their own chunks."""
+    names = ["lines", "identity", "peers", "plot"]
+    given = [f"--{name}" for name in names if getattr(options, name)]
+    given += ["--damage"] if options.damage != [0.0] else []
+    given += ["--seeds"] if options.task == "continual" and options.seeds != 1 else []
+    if given:
+        raise ValueError(f"--task {options.task} takes no {', '.join(given)}: leave it out")
 
 
 def _lines(genome: Genome, options: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ import torch
 
 from organism.auroc import auroc
 from organism.calibration import brier_score, expected_calibration_error
+from organism.config import CortexConfig
 from organism.encoder import encode
 from organism.genome import Genome
 from organism.jit import F64
@@ -219,8 +220,12 @@ def long_life(genome: Genome, seed: int) -> LongLife:
 
 
 def with_columns(genome: Genome, count: int) -> Genome:
-    """The genome in a cortex of another width: θ does not depend on it."""
-    cortex = genome.config.cortex.model_copy(update={"d_hidden": count})
+    """The genome in a cortex of another width: θ does not depend on it.
+
+    Raises:
+        ValueError: fewer columns than a cortex has.
+    """
+    cortex = CortexConfig.model_validate({**genome.config.cortex.model_dump(), "d_hidden": count})
     return replace(genome, config=genome.config.model_copy(update={"cortex": cortex}))
 
 

@@ -1,8 +1,8 @@
 """The genome: θ, the numbers that meta-training learns, and what gives them meaning.
 
-θ holds the rule's parameters, the plasticity rate α₀, the memory mixing c and the familiarity
-readout, under 500 numbers in all. Owns their names and shapes and the genome file; knows nothing
-of how θ is used or trained.
+θ holds the rule's parameters, the plasticity rate α₀, the gains of entropy and recovery, the
+memory mixing c, and the familiarity readout with its calibration, under 500 numbers in all. Owns
+their names and shapes and the genome file; knows nothing of how θ is used or trained.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ from organism.tasks.familiarity import FamiliarityTask
 from organism.tasks.projection import ProjectionTask
 from organism.tasks.protocol import Metrics, Task
 
-TRAINING_SCHEMA = 1
+TRAINING_SCHEMA = 2
 
 _KIND = "training"
 _WARM_UP_STEPS = 10
@@ -283,7 +283,11 @@ class Command(BaseSettings, MetaTrainConfig):
         None, description="start from this genome and its configuration, and score it too"
     )
     seeds: int = Field(
-        1, ge=1, le=1000, description="train from so many seeds, from --seed on; the best is kept"
+        1,
+        ge=1,
+        le=1000,
+        description="train from so many seeds, --seed and up, and keep the best; cut short, "
+        "--resume goes on with the seed under way alone",
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="where to train")
     threads: int = Field(os.cpu_count() or 1, ge=1, description="cores that lifetimes share")
@@ -347,7 +351,12 @@ def _trained(command: Command, run: Run, out: Path | None) -> dict[str, Any]:
         done = train(run, _saving(run, report, checkpoint, command.checkpoint_steps), stop_asked)
     if not done:
         raise KeyboardInterrupt(_interrupted(run, checkpoint))
-    summary = _finish(run, out, time.perf_counter() - started)
+    if checkpoint:
+        _replace(checkpoint, run.to_bytes())
+    try:
+        summary = _finish(run, out, time.perf_counter() - started)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(_interrupted(run, checkpoint)) from interrupt
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     return summary
@@ -373,7 +382,8 @@ def _merit(summary: Mapping[str, Any]) -> float:
     """What selects among genomes: held-out lifetimes, never the data that is reported on."""
     for name, sign in (("held_out_score", 1), ("held_out_auroc", 1), ("fresh_nmse", -1)):
         if name in summary:
-            return sign * float(summary[name])
+            merit = sign * float(summary[name])
+            return -math.inf if math.isnan(merit) else merit
     raise KeyError(f"nothing to select by among {sorted(summary)}")
 
 
@@ -482,6 +492,11 @@ def _interrupted(run: Run, checkpoint: Path | None) -> str:
 def _finish(run: Run, out: Path | None, seconds: float) -> dict[str, Any]:
     """Fit what is left, measure on held-out lifetimes, and save; the summary of the run."""
     genome = run.task.finish(run.genome)
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in genome.theta.values()):
+        raise TrainingError(
+            "the readout's fit gave numbers that are not finite: try more "
+            "--familiarity.fitted-streams, or 0"
+        )
     scores = run.task.held_out(genome)
     if run.rival is not None:
         rival = run.task.held_out(run.rival)
@@ -535,9 +550,10 @@ def _replace(path: Path, blob: bytes) -> None:
 
 def _explain(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        names = (".".join(map(str, e["loc"])).replace("_", "-") for e in error.errors())
-        faults = (f"--{name}: {e['msg']}" for name, e in zip(names, error.errors(), strict=True))
-        return "; ".join(faults)
+        names = [".".join(map(str, e["loc"])).replace("_", "-") for e in error.errors()]
+        messages = [e["msg"] for e in error.errors()]  # without a name: of settings together
+        faults = zip(names, messages, strict=True)
+        return "; ".join(f"--{name}: {text}" if name else text for name, text in faults)
     return str(error)
 
 

@@ -35,7 +35,7 @@ def plot_life(
         scores: familiarity of the organism, first, before each line was learned, and what its peers
             said, ``(lines,)`` each.
         entropy: H of each line, ``(lines,)``.
-        damages: rates of damage; the second panel is drawn where there are several.
+        damages: rates of damage.
         curves: AUROC at each rate, by name as the scores.
 
     Raises:

@@ -51,10 +51,40 @@ class MetaTrainConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _own_width(self) -> MetaTrainConfig:
+        widths, own = self.familiarity.widths, self.genome.cortex.d_hidden
+        if self.task == "familiarity" and widths and own not in widths:
+            raise ValueError(
+                f"familiarity.widths {widths} leave the genome's own d_hidden {own} out: name it "
+                "among them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fittable(self) -> MetaTrainConfig:
+        fits = self.task == "familiarity" and self.familiarity.fitted_streams > 0
+        if (
+            fits
+            and self.genome.cortex.recruitment
+            and not {"readout", "calibration"} <= set(self.trained)
+        ):
+            raise ValueError(
+                "familiarity.fitted_streams fits readout and calibration: name both in trained, "
+                "or set it to 0"
+            )
+        return self
+
     def with_genome(self, genome: GenomeConfig) -> MetaTrainConfig:
         """Take another genome's configuration, and train what of it there is to train."""
         trained = tuple(part for part in self.trained if self._takes_part(part, genome))
-        return self.model_copy(update={"genome": genome, "trained": trained})
+        widths = (
+            self.familiarity.widths if genome.cortex.d_hidden in self.familiarity.widths else ()
+        )
+        familiarity = self.familiarity.model_copy(update={"widths": widths})
+        return self.model_copy(
+            update={"genome": genome, "trained": trained, "familiarity": familiarity}
+        )
 
     def _takes_part(self, part: Part, genome: GenomeConfig) -> bool:
         return {

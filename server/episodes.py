@@ -79,13 +79,16 @@ class Episodes:
         for first in range(0, len(spans), _ADDED_AT_ONCE):
             some = spans[first : first + _ADDED_AT_ONCE]
             vectors, norms = _embedded(data, some)
-            where = zip(some.tolist(), offsets[first:].tolist(), strict=False)
+            starts = offsets[first : first + _ADDED_AT_ONCE]
+            where = zip(some.tolist(), starts.tolist(), strict=True)
             with self._lock:
                 slots = np.array([self._place(data[a:b], offset) for (a, b), offset in where])
-                # A slot may have been given away again within the message.
                 kept = slots >= 0
                 self._vectors[slots[kept]] = vectors[kept]
                 self._norms[slots[kept]] = norms[kept]
+                # What was placed may have given way again before the last of these chunks.
+                gone = [slot for slot in slots[kept].tolist() if self._chunks[slot] is None]
+                self._norms[gone] = 0
 
     def all(self) -> list[Episode]:
         """All episodes, oldest occurrence first; added to an empty memory, they restore it."""

@@ -54,8 +54,8 @@ class Job(BaseModel):
     outer_steps: int = Field(description="outer steps asked for")
     loss: float | None = Field(None, description="training loss of the last step reported")
     auroc: float | None = Field(None, description="training AUROC of the last step reported")
-    running_score: float | None = Field(None, description="held-out AUROC of the running genome")
-    candidate_score: float | None = Field(None, description="held-out AUROC of the successor")
+    running_score: float | None = Field(None, description="held-out score of the running genome")
+    candidate_score: float | None = Field(None, description="held-out score of the successor")
     promoted: bool | None = Field(
         None, description="whether the successor took over; null before the verdict"
     )
@@ -139,7 +139,7 @@ class Retrainer:
         running, candidate = folder / "running.genome", folder / "candidate.genome"
         await asyncio.to_thread(save, self._engine.life.genome, running)
         verdict = await self._train(job_id, request, running, candidate)
-        scores = verdict["initial_held_out_auroc"], verdict["held_out_auroc"]
+        scores = verdict["initial_held_out_score"], verdict["held_out_score"]
         if None in scores:
             raise RuntimeError(
                 f"a held-out score is not a number: {scores}; the running genome stays"

@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
@@ -51,7 +51,7 @@ class FamiliarityConfig(Settings):
         1000, ge=1, le=100_000, description="lives last log-uniformly from one segment to this"
     )
     widths: tuple[int, ...] = Field(
-        (), description="columns of the cortices that share a batch; (): the genome's d_hidden"
+        (), description="columns of cortices that share a batch, the genome's own among them"
     )
     ranking_weight: float = Field(0.0, ge=0, description="weight of the ranking loss")
     probes: int = Field(12, ge=0, le=1024, description="cues of each kind asked at a segment's end")
@@ -66,6 +66,17 @@ class FamiliarityConfig(Settings):
     )
     held_out_streams: int = Field(16, ge=1, le=1024, description="held-out lifetimes")
     held_out_steps: int = Field(2000, ge=2, le=100_000, description="their length")
+
+    @model_validator(mode="after")
+    def _shared(self) -> FamiliarityConfig:
+        if any(width < 2 for width in self.widths):
+            raise ValueError(f"a cortex has at least 2 columns, got widths {self.widths}")
+        if self.batch < 2 * len(self.widths):
+            raise ValueError(
+                f"batch {self.batch} is too small for {len(self.widths)} widths: each needs two "
+                "lifetimes, so that one has cues that are foreign to the other"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -111,9 +122,9 @@ class FamiliarityTask:
     def finish(self, genome: Genome) -> Genome:
         """Fit the readout on whole lifetimes, with recruitment; else return the genome as it is.
 
-        What a recruiting cortex learns does not depend on its readout, so that a second-order
-        method can have all of many lifetimes at once: where the features are nearly collinear,
-        first-order steps on segments stay far from the optimum.
+        At the genome's own width. What a recruiting cortex learns does not depend on its readout,
+        so that a second-order method can have all of many lifetimes at once: where the features are
+        nearly collinear, first-order steps on segments stay far from the optimum.
         """
         if not self._config.fitted_streams or not genome.config.cortex.recruitment:
             return genome

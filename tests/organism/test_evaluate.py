@@ -205,6 +205,24 @@ def test_unusable_files_are_explained(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--task", "stationary", "--peers"], "--peers"),
+        (["--task", "continual", "--damage", "0.1"], "--damage"),
+        (["--task", "continual", "--seeds", "2"], "--seeds"),
+        (["--columns", "1", "--task", "continual"], "d_hidden"),
+    ],
+)
+def test_options_that_play_no_part_are_refused(
+    options: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rather than passed over."""
+    save(GENOME, tmp_path / "g.genome")
+    assert main(["--genome", str(tmp_path / "g.genome"), *options]) == 2
+    assert named in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("value", ["1.5", "-0.1", "half"])
 def test_a_fraction_is_from_0_to_1(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Refused as any command refuses an argument."""

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from organism.genome import Genome, load, new_genome, save
-from organism.meta_train import Run, TrainingError, main, train
+from organism.meta_train import Run, TrainingError, _merit, main, train
 from organism.presets import PRESETS, MetaTrainConfig
 from organism.tasks.familiarity import FamiliarityConfig
 from organism.tasks.projection import ProjectionConfig
@@ -46,7 +46,9 @@ SMALL_PROJECTION = PRESETS["original"].model_copy(
 SMALL_ARGUMENTS = [
     *("--preset", "daemon", "--outer-steps", "6", "--threads", "1", "--progress", "none"),
     *("--genome.cortex.d-in", "8", "--genome.cortex.d-hidden", "16"),
-    *("--familiarity.batch", "2", "--familiarity.segment-steps", "4"),
+    *("--familiarity.batch", "4", "--familiarity.segment-steps", "4"),
+    *("--familiarity.widths", "16,8", "--familiarity.fitted-streams", "2"),
+    *("--familiarity.fitted-steps", "20"),
     *("--familiarity.longest-life", "8", "--familiarity.probes", "1"),
     *("--familiarity.held-out-streams", "2", "--familiarity.held-out-steps", "30"),
 ]
@@ -251,6 +253,8 @@ def test_an_initial_genome_brings_its_configuration_and_is_scored(
     arguments = list(SMALL_ARGUMENTS)
     i = arguments.index("--genome.cortex.d-in")
     del arguments[i : i + 4]
+    i = arguments.index("--familiarity.widths")
+    del arguments[i : i + 2]
     out = tmp_path / "out.genome"
     command = [*arguments, "--json", "--initial-genome", str(initial), "--out", str(out)]
     assert main(command) == 0
@@ -387,3 +391,48 @@ def test_several_seeds_and_the_best_is_kept(
     assert load(out).sha256 == summary["genome_sha256"]
     assert main([*options]) == 0
     assert "of 3 seeds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--genome.cortex.d-hidden", "512"], "leave the genome's own d_hidden 512 out"),
+        (["--trained", "rule"], "fits readout and calibration"),
+        (["--familiarity.batch", "3"], "batch 3 is too small for 2 widths"),
+        (["--familiarity.widths", "256,1"], "at least 2 columns"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the remedy, before anything is trained."""
+    assert main(["--preset", "daemon", "--outer-steps", "1", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_interrupt_while_measuring_loses_no_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All outer steps are in the checkpoint, and going on from it only measures."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "g.genome"
+    options = ["--preset", "continual", "--outer-steps", "2", "--continual.steps", "30"]
+    options += ["--threads", "1", "--progress", "none", "--out", str(out)]
+    with monkeypatch.context() as patch:
+        patch.setattr("organism.tasks.continual.ContinualTask.held_out", interrupt)
+        assert main(options) == 130
+    assert "interrupted at outer step 2; go on with --resume" in capsys.readouterr().err
+    resume = ["--resume", str(out) + ".training", "--threads", "1", "--progress", "none"]
+    assert main(resume) == 0
+    resumed = out.read_bytes()
+    out.unlink()
+    assert main(options) == 0
+    assert out.read_bytes() == resumed
+
+
+def test_what_is_not_a_number_is_never_the_best() -> None:
+    """A genome that could not be measured is not selected."""
+    assert _merit({"held_out_auroc": float("nan")}) < _merit({"held_out_auroc": 0.1})

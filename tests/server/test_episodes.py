@@ -138,3 +138,18 @@ def test_as_many_matches_as_asked_for() -> None:
     found = lived([b"line %d" % i for i in range(30)]).search(b"line 7", 4)
     assert len(found) == 4
     assert [f.similarity for f in found] == sorted((f.similarity for f in found), reverse=True)
+
+
+def test_what_gives_way_within_a_message_leaves_no_place_behind() -> None:
+    """Chunks placed and forgotten together are no candidates: the one that is left is found."""
+    short = [b"user %d logged in" % i for i in range(300)]
+    episodes = lived([*short, b"x" * 9_990], 1000, 10_000)
+    assert [e.chunk for e in episodes.all()] == [b"x" * 9_990]
+    found = episodes.search(b"user 7 logged in", 3)
+    assert [f.episode.chunk for f in found] == [b"x" * 9_990]
+
+
+def test_offsets_stay_with_their_chunks_in_long_messages() -> None:
+    """Beyond what is added at once."""
+    chunks = [b"%d" % i for i in range(1500)]
+    assert [e.offset for e in lived(chunks, 2000).all()] == list(range(1500))

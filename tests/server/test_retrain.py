@@ -77,8 +77,8 @@ def judged(tmp_path: Path, running_score: float, candidate_score: float, body: G
         ) -> dict[str, Any]:
             save(body, candidate)
             return {
-                "initial_held_out_auroc": running_score,
-                "held_out_auroc": candidate_score,
+                "initial_held_out_score": running_score,
+                "held_out_score": candidate_score,
             }
 
     async def run() -> Job:
