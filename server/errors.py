@@ -114,6 +114,27 @@ def unauthorised() -> Problem:
     )
 
 
+def unknown_host(host: str) -> Problem:
+    """421: the request names a host that this daemon is not."""
+    return Problem(
+        421,
+        "unknown-host",
+        "Unknown host",
+        f"the Host header names {host[:128]!r}: ask by address or as localhost, or add the name to "
+        "ORGANISM_ALLOWED_HOSTS",
+    )
+
+
+def cross_origin(origin: str) -> Problem:
+    """403: a browser sends this for a page of another site."""
+    return Problem(
+        403,
+        "cross-origin",
+        "Cross-origin request",
+        f"a page of {origin[:128]!r} asks: only pages of this daemon's own may",
+    )
+
+
 def failed() -> Problem:
     """500: a fault of ours."""
     detail = "the daemon failed; its log has the details under this request id"

@@ -8,7 +8,15 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from organism.chunking import DEFAULT_CHUNK_BYTES, Chunking
 
@@ -32,6 +40,9 @@ class ServerSettings(BaseModel):
     api_key: SecretStr | None = Field(
         None, min_length=1, description="bearer key asked of every request but health"
     )
+    allowed_hosts: tuple[str, ...] = Field(
+        (), description="names, by commas, that a Host header may have beside localhost"
+    )
     state_dir: Path = Field(
         Path("state"), description="folder of everything the organism has learned"
     )
@@ -54,6 +65,13 @@ class ServerSettings(BaseModel):
     matches: int = Field(8, ge=1, le=64, description="matches in a reply to recall")
 
     stop_timeout_s: int = Field(30, ge=1, description="time that requests under way get at a stop")
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _by_commas(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(name.strip() for name in value.split(",") if name.strip())
 
     @model_validator(mode="after")
     def _guarded(self) -> ServerSettings:

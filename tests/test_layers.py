@@ -45,6 +45,7 @@ LAYERS = [
     "organism.meta_train",
     "server.settings",
     "server.errors",
+    "server.door",
     "server.wire",
     "server.metrics",
     "server.storage.snapshot",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import signal
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -290,6 +291,47 @@ def test_a_key_is_asked_of_all_but_health(tmp_path: Path, genome_path: Path) -> 
         assert daemon.client.get("/healthz").status_code == 200
         key = {"Authorization": "Bearer sésame".encode()}
         assert daemon.client.get("/status", headers=key).status_code == 200  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:8765", 200),
+        ("LOCALHOST", 200),
+        ("192.168.1.7:80", 200),
+        ("[::1]:8765", 200),
+        ("evil.example:8765", 421),
+        ("localhost.evil.example", 421),
+    ],
+)
+def test_a_name_that_is_not_ours_is_refused(daemon: Daemon, host: str, status: int) -> None:
+    """Another site's name may be made to point here; an address cannot."""
+    with socket.create_connection(("127.0.0.1", daemon.port)) as connection:
+        connection.sendall(f"GET /status HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert int(connection.recv(1 << 16).split()[1]) == status
+
+
+def test_further_names_can_be_allowed(tmp_path: Path, genome_path: Path) -> None:
+    """By commas; nothing else is."""
+    names = {"ORGANISM_ALLOWED_HOSTS": "logs.example, Organism.Local"}
+    with Daemon(tmp_path / "state", genome_path, names) as daemon:
+        for host, status in (("logs.example", 200), ("organism.local:1", 200), ("other", 421)):
+            reply = daemon.client.get("/status", headers={"Host": host})
+            assert reply.status_code == status
+        assert reply.json()["type"] == "urn:organism:problem:unknown-host"
+        assert "ORGANISM_ALLOWED_HOSTS" in reply.json()["detail"]
+
+
+def test_pages_of_other_sites_are_refused(daemon: Daemon) -> None:
+    """403, and nothing is learned; the daemon's own pages may ask."""
+    before = daemon.status()["offset"]
+    own = f"http://127.0.0.1:{daemon.port}"
+    for origin in ("https://evil.example", "null", f"{own}0", "http://localhost"):
+        reply = daemon.ingest(b"from another site\n", Origin=origin)
+        assert reply.status_code == 403
+        assert reply.json()["type"] == "urn:organism:problem:cross-origin"
+    assert daemon.status()["offset"] == before
+    assert daemon.ingest(b"from our own page\n", Origin=own).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -138,3 +138,16 @@ def test_the_socket_asks_for_the_key(tmp_path: Path, genome_path: Path) -> None:
         with socket(daemon, additional_headers=headers) as ws:
             ws.send(b"x\n")
             assert json.loads(ws.recv(timeout=30)) == {"offset": 2}
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "https://evil.example"}, {"Host": "evil.example"}], ids=str
+)
+def test_the_socket_is_closed_to_other_sites(daemon: Daemon, headers: dict[str, str]) -> None:
+    """Refused before it opens; a page of the daemon's own may open it."""
+    with pytest.raises(Exception, match="HTTP 403"):
+        socket(daemon, additional_headers=headers)
+    own = {"Origin": f"http://127.0.0.1:{daemon.port}"}
+    with socket(daemon, additional_headers=own) as ws:
+        ws.send(b"from our own page\n")
+        assert json.loads(ws.recv(timeout=30))["offset"] > 0

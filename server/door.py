@@ -1,0 +1,140 @@
+"""Who is let in: request ids, the key, and browsers that another site sends.
+
+A page of any site can make a browser send requests to this machine. Two marks give them away. A
+name in ``Host`` that is none of ours: another site's name may be made to point here (DNS
+rebinding); an address cannot. And an ``Origin`` that is not the host asked: RFC 6454 §7.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import itertools
+import logging
+import re
+import secrets
+from typing import NamedTuple
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server import errors
+from server.errors import Problem
+from server.settings import ServerSettings
+
+_OPEN_PATHS = ("/healthz", "/readyz")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_POLICY_VIOLATION = 1008
+# Ids of requests that bring none: this process, and a count.
+_PROCESS_ID = secrets.token_hex(8)
+_request_numbers = itertools.count(1)
+
+_log = logging.getLogger("organism.door")
+
+
+class _Marks(NamedTuple):
+    """What every request is looked at for."""
+
+    request_id: str
+    key: bytes
+    host: bytes
+    origin: bytes | None
+
+
+class Door:
+    """Gives each request an id, lets in only who may come in, and stays calm.
+
+    A fault of ours becomes a 500 that tells the client nothing of its inside.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self._app = app
+        key = settings.api_key
+        self._key = None if key is None else b"Bearer " + key.get_secret_value().encode()
+        self._names = {name.lower() for name in ("localhost", *settings.allowed_hosts)}
+        # Host headers let in: few differ, and most requests bring one that was seen before.
+        self._known_hosts = {b""}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or one connection."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        marks = _marks(scope)
+        request_id = marks.request_id
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            started = True
+            if message["type"] in ("http.response.start", "websocket.accept"):
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id.encode()),
+                ]
+            await send(message)
+
+        refusal = self._refusal(scope, marks)
+        if refusal is not None:
+            await _refuse(refusal, scope, receive, send_with_id, request_id)
+            return
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:  # the process's edge
+            _log.exception("request %s failed", request_id)
+            if started or scope["type"] == "websocket":
+                raise
+            await errors.problem_response(errors.failed(), request_id)(scope, receive, send_with_id)
+
+    def _refusal(self, scope: Scope, marks: _Marks) -> Problem | None:
+        if marks.host not in self._known_hosts:
+            if not self._is_ours(marks.host):
+                return errors.unknown_host(marks.host.decode("latin-1"))
+            if len(self._known_hosts) < _MOST_KNOWN_HOSTS:
+                self._known_hosts.add(marks.host)
+        if marks.origin is not None and marks.origin.lower().partition(b"://")[2] != (
+            marks.host.lower()
+        ):
+            return errors.cross_origin(marks.origin.decode("latin-1"))
+        if self._key is None or scope["path"] in _OPEN_PATHS:
+            return None
+        return None if hmac.compare_digest(marks.key, self._key) else errors.unauthorised()
+
+    def _is_ours(self, host: bytes) -> bool:
+        name = host.decode("latin-1").lower()
+        name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return name in self._names
+        return True
+
+
+_MOST_KNOWN_HOSTS = 1024
+
+
+def _marks(scope: Scope) -> _Marks:
+    """Read the headers that every request is asked for, in one pass."""
+    request_id, key, host, origin = "", b"", b"", None
+    for name, value in scope["headers"]:
+        if name == b"host":
+            host = value
+        elif name == b"authorization":
+            key = value
+        elif name == b"origin":
+            origin = value
+        elif name == b"x-request-id":
+            request_id = value.decode("latin-1")
+    if not request_id or not _REQUEST_ID.fullmatch(request_id):
+        request_id = f"{_PROCESS_ID}-{next(_request_numbers):x}"
+    return _Marks(request_id, key, host, origin)
+
+
+async def _refuse(
+    problem: Problem, scope: Scope, receive: Receive, send: Send, request_id: str
+) -> None:
+    if scope["type"] == "websocket":
+        reason = problem.title.lower()
+        await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": reason})
+    else:
+        await errors.problem_response(problem, request_id)(scope, receive, send)
