@@ -24,6 +24,7 @@ from server.settings import ServerSettings
 _OPEN_PATHS = ("/healthz", "/readyz")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _POLICY_VIOLATION = 1008
+_MOST_KNOWN_HOSTS = 1024
 # Ids of requests that bring none: this process, and a count.
 _PROCESS_ID = secrets.token_hex(8)
 _request_numbers = itertools.count(1)
@@ -50,7 +51,9 @@ class Door:
         self._app = app
         key = settings.api_key
         self._key = None if key is None else b"Bearer " + key.get_secret_value().encode()
-        self._names = {name.lower() for name in ("localhost", *settings.allowed_hosts)}
+        self._names = {
+            name.lower() for name in ("localhost", settings.host, *settings.allowed_hosts)
+        }
         # Host headers let in: few differ, and most requests bring one that was seen before.
         self._known_hosts = {b""}
 
@@ -108,9 +111,6 @@ class Door:
         except ValueError:
             return name in self._names
         return True
-
-
-_MOST_KNOWN_HOSTS = 1024
 
 
 def _marks(scope: Scope) -> _Marks:
