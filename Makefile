@@ -23,7 +23,7 @@ check: $(VENV)/.dev ## lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.bench ## measure every promise of speed; about eight minutes
+bench: $(VENV)/.bench ## measure every promise; about nine minutes
 	for script in step meta_step ingest recall startup scaling retrieval; do $(BIN)/python -m benchmarks.$$script || exit 1; done
 
 format: $(VENV)/.dev

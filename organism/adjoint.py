@@ -769,9 +769,7 @@ def _live_again(
     for s in range(count - 1):
         copy_matrix(w, ws[s])
         w = ws[s]
-        state = State(
-            w, rest.short_term, rest.long_term, rest.mean, rest.trace, rest.gains, rest.steps
-        )
+        state = _with(w, rest)
         row, t = row_of(room.tape, s), first + s
         step(constants, theta, innate, state, inputs[t], target, ratios[t], row, scratch)
         settle(w, scratch)

@@ -13,7 +13,7 @@ from organism.auroc import auroc
 from organism.calibration import brier_score
 from organism.cortex import centred_inputs, newborn
 from organism.encoder import encode
-from organism.evaluation import Evaluation, Material, live_through, material
+from organism.evaluation import Evaluation, Life, Material, live_through, material
 from organism.genome import Genome
 from organism.jit import F64
 from organism.peers import PEERS, PlattScale, Stream, strongest
@@ -44,6 +44,23 @@ class Row:
     store_brier: float | None
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Rows, one a rate of damage, and the first life of the first row in full.
+
+    Attributes:
+        rows: in the order of the rates.
+        given: what the first life lived through.
+        life: what it gave.
+        scores: of the peers on the same lines, ``(lines,)`` each; empty without peers.
+    """
+
+    rows: list[Row]
+    given: Material
+    life: Life
+    scores: dict[str, F64]
+
+
 def compare(
     genome: Genome,
     lines: Sequence[bytes],
@@ -51,24 +68,35 @@ def compare(
     damages: Sequence[float],
     seeds: Sequence[int],
     with_peers: bool,
-) -> list[Row]:
+) -> Comparison:
     """Evaluate at several rates of damage, each with all seeds, beside the peers or not.
+
+    Args:
+        genome: frozen.
+        lines: in order; see ``material``.
+        identities: what each line is known by; None: its text.
+        damages: rates, at least one.
+        seeds: of the damage, at least one; undamaged lines take the first alone.
+        with_peers: whether peers are scored too.
 
     Raises:
         ValueError: as ``material``.
         PeerMissing: a peer's library is not installed.
     """
     scale = store_scale(genome) if with_peers else None
-    rows = []
+    rows: list[Row] = []
+    first: tuple[Material, Life, dict[str, F64]] | None = None
     for fraction in damages:
         lives, peers, briers = [], [], []
         for seed in seeds if fraction else seeds[:1]:
             given = material(lines, identities, fraction, seed)
-            lives.append(live_through(genome, given, fraction, seed).evaluation)
+            life, scores = live_through(genome, given, fraction, seed), {}
+            lives.append(life.evaluation)
             if scale is not None:
                 scores = peer_scores(genome, given)
                 peers.append({name: auroc(s, given.familiar) for name, s in scores.items()})
                 briers.append(brier_score(scale(scores[_STORE]), given.familiar))
+            first = first or (given, life, scores)
         figures = [f.name for f in fields(Evaluation) if f.type == "float" and f.name != "damage"]
         values = {name: [float(getattr(life, name)) for life in lives] for name in figures}
         rows.append(
@@ -82,26 +110,26 @@ def compare(
                 store_brier=float(np.mean(briers)) if briers else None,
             )
         )
-    return rows
+    assert first is not None
+    return Comparison(rows, *first)
 
 
 def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values))
 
 
-def peer_scores(genome: Genome, given: Material, names: Sequence[str] = ()) -> dict[str, F64]:
+def peer_scores(genome: Genome, given: Material) -> dict[str, F64]:
     """Score lines by the genome's peers, on its features; each ``(lines,)``.
 
     Args:
         genome: whose encoder, centring and state size the peers share.
         given: the lines.
-        names: of peers; none: all.
 
     Raises:
         PeerMissing: a peer's library is not installed.
     """
     stream = _stream(genome, given)
-    return {name: strongest(PEERS[name], stream, given.familiar) for name in names or PEERS}
+    return {name: strongest(peer, stream, given.familiar) for name, peer in PEERS.items()}
 
 
 def store_scale(genome: Genome) -> PlattScale:

@@ -18,15 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from organism.chunking import split_lines
-from organism.comparison import Row, compare, peer_scores
-from organism.evaluation import (
-    LONG_LIFE,
-    Evaluation,
-    live_through,
-    long_life,
-    material,
-    with_columns,
-)
+from organism.comparison import Row, compare
+from organism.evaluation import LONG_LIFE, Evaluation, long_life, with_columns
 from organism.figures import to_json
 from organism.fused import set_threads
 from organism.genome import Genome, GenomeError, load
@@ -75,18 +68,16 @@ def _lines(genome: Genome, options: argparse.Namespace) -> int:
     identities = split_lines(options.identity.read_bytes()) if options.identity else None
     lines = split_lines(options.lines.read_bytes())
     seeds = range(options.seed, options.seed + options.seeds)
-    rows = compare(genome, lines, identities, options.damage, seeds, options.peers)
-    given = material(lines, identities, options.damage[0], options.seed)
-    life = live_through(genome, given, options.damage[0], options.seed)
+    found = compare(genome, lines, identities, options.damage, seeds, options.peers)
+    rows, life = found.rows, found.life
     if options.plot:
         from organism.plots import plot_life
 
-        peers = peer_scores(genome, given) if options.peers else {}
         curves = {_CORTEX: [row.mean["auroc"] for row in rows]}
         curves |= {name: [row.peers[name][0] for row in rows] for name in rows[0].peers}
-        scores = {_CORTEX: life.familiarity, **peers}
-        title, rates = options.lines.name, options.damage
-        plot_life(options.plot, title, given.familiar, scores, life.entropy, rates, curves)
+        scores = {_CORTEX: life.familiarity, **found.scores}
+        title, known, rates = options.lines.name, found.given.familiar, options.damage
+        plot_life(options.plot, title, known, scores, life.entropy, rates, curves)
     if options.json:
         print(to_json(_summary(life.evaluation, rows)))
     else:

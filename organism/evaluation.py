@@ -22,7 +22,7 @@ from organism.lifetime import live
 from organism.tasks.streams import damage, stationary_stream
 
 LONG_LIFE = 50_000
-"""Steps of a life in it."""
+"""Steps of a life in a stationary world."""
 _EARLY, _LATE = slice(5_000, 10_000), slice(LONG_LIFE - 5_000, LONG_LIFE)
 
 

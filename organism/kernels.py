@@ -4,8 +4,8 @@ A step passes over W twice: once to read it, once to move and normalise it in pl
 recruitment it reads W once and writes one column (``organism.recruiting``). What the rule needs of
 a row is a few scalars and of a column a few vectors, so that no array larger than W is ever
 formed. A polynomial rule up to pre¹·w² costs nine multiply-adds a synapse, its reading and its
-norm included; a hidden unit of the mlp costs one multiply-add, one maximum and another multiply-
-add.
+norm included; a hidden unit of the mlp costs one multiply-add, one maximum and another
+multiply-add.
 
 Owns the arithmetic of a step for one lifetime; ``organism.adjoint`` differentiates it and
 ``organism.fused`` brings genomes and states to it. The equations and their sources are those of

@@ -326,7 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         summaries = (
             [_trained(command, run, _out(command))]
             if command.seeds == 1
-            else (_trained_from_seeds(command, arguments))
+            else _trained_from_seeds(command, arguments)
         )
     except TrainingError as error:
         print(f"meta_train: {error}", file=sys.stderr)

@@ -139,7 +139,7 @@ def move_by_polynomial(
     scale: Number,
     by_power: F32,
 ) -> None:
-    """W ← w + α·G(pre, post, w) down one column, for a polynomial, by Horner's scheme.
+    """Move one column by α·G(pre, post, w), for a polynomial, by Horner's scheme.
 
     Args:
         coefficients: ``(powers of pre, of post, of w)``.
@@ -180,7 +180,7 @@ def move_by_mlp(
     alpha: Number,
     scale: Number,
 ) -> None:
-    """W ← w + α·G(pre, post, w) down one column, for the mlp; arguments as above.
+    """Move one column by α·G(pre, post, w), for the mlp; arguments as above.
 
     Args:
         units: one row a hidden unit: weights of pre, post and w, bias, outgoing weight.

@@ -13,6 +13,7 @@ import itertools
 import logging
 import re
 import secrets
+from functools import lru_cache
 from typing import NamedTuple
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,7 +25,7 @@ from server.settings import ServerSettings
 _OPEN_PATHS = ("/healthz", "/readyz")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _POLICY_VIOLATION = 1008
-_MOST_KNOWN_HOSTS = 1024
+_KNOWN_HOSTS = 1024
 # Ids of requests that bring none: this process, and a count.
 _PROCESS_ID = secrets.token_hex(8)
 _request_numbers = itertools.count(1)
@@ -54,8 +55,8 @@ class Door:
         self._names = {
             name.lower() for name in ("localhost", settings.host, *settings.allowed_hosts)
         }
-        # Host headers let in: few differ, and most requests bring one that was seen before.
-        self._known_hosts = {b""}
+        # Few hosts differ, and most requests bring one that was seen before.
+        self._is_ours = lru_cache(maxsize=_KNOWN_HOSTS)(self._recognises)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or one connection."""
@@ -90,11 +91,8 @@ class Door:
             await errors.problem_response(errors.failed(), request_id)(scope, receive, send_with_id)
 
     def _refusal(self, scope: Scope, marks: _Marks) -> Problem | None:
-        if marks.host not in self._known_hosts:
-            if not self._is_ours(marks.host):
-                return errors.unknown_host(marks.host.decode("latin-1"))
-            if len(self._known_hosts) < _MOST_KNOWN_HOSTS:
-                self._known_hosts.add(marks.host)
+        if marks.host and not self._is_ours(marks.host):
+            return errors.unknown_host(marks.host.decode("latin-1"))
         if marks.origin is not None and marks.origin.lower().partition(b"://")[2] != (
             marks.host.lower()
         ):
@@ -103,7 +101,7 @@ class Door:
             return None
         return None if hmac.compare_digest(marks.key, self._key) else errors.unauthorised()
 
-    def _is_ours(self, host: bytes) -> bool:
+    def _recognises(self, host: bytes) -> bool:
         name = host.decode("latin-1").lower()
         name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
         try:
