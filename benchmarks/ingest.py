@@ -78,7 +78,7 @@ def own_engine() -> Iterator[Engine]:
     with tempfile.TemporaryDirectory() as folder:
         settings = ServerSettings(state_dir=Path(folder))
         engine = Engine(settings, Metrics(), lambda: load(settings.genome))
-        engine.start()
+        engine.start().result()
         try:
             yield engine
         finally:

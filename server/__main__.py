@@ -1,24 +1,33 @@
-"""``python -m server``: run the daemon with the settings of the environment."""
+"""``python -m server``: run the daemon with the settings of the environment.
+
+``python -m server verify [FOLDER]`` inspects a state folder, ``--repair`` makes it start again.
+"""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import signal
+import socket
 import sys
+import time
+from concurrent.futures import Future
 from typing import Any
 
 import uvicorn
 
 from organism.fused import set_threads
 from organism.genome import GenomeError, load
+from server import logs, verify
 from server.app import make_app
-from server.engine import Engine
+from server.engine import Engine, Stopped
 from server.metrics import Metrics
+from server.patience import listen, patient
 from server.settings import ServerSettings, SettingsError, load_settings
-from server.storage.snapshot import StateDirError
+from server.storage.journal import JournalDamaged
+from server.storage.statedir import StateDirError
 
 SERVING: dict[str, Any] = {
-    "http": "httptools",
     "loop": "asyncio",
     "proxy_headers": False,
     "ws": "websockets-sansio",
@@ -26,67 +35,116 @@ SERVING: dict[str, Any] = {
     # While the window is full nothing is read, pongs included: no client dies of its own backlog.
     "ws_ping_timeout": None,
     "access_log": False,
+    "log_config": None,
 }
 """How uvicorn serves, whatever it serves."""
 
 _EXIT_FAILED = 1
 _EXIT_USAGE = 2
+# What a stop may take beyond its time: the snapshot.
+_LEAST_PATIENCE_S = 1.0
+
+_log = logging.getLogger("organism")
 
 
 def main() -> int:
-    """Run until SIGTERM or Ctrl-C.
+    """Run until SIGTERM or Ctrl-C, or inspect a state folder.
 
     Returns:
         0 after a clean stop, 1 where the state cannot be read or written, 2 for settings that
         cannot be run with; uvicorn exits with 3 where the address cannot be had.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)-8s %(name)s: %(message)s")
-    # uvicorn raises the signal that stopped it once more when it is done: then, as before it has
-    # begun, there is nothing left to do but to leave.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
-    set_threads(1)
+    parser = argparse.ArgumentParser("python -m server", description=__doc__)
+    verify.describe(parser.add_subparsers(dest="command", metavar="verify"))
+    options = parser.parse_args()
     try:
         settings = load_settings()
     except SettingsError as error:
         print(f"organism: {error}", file=sys.stderr)
         return _EXIT_USAGE
+    if options.command == "verify":
+        return verify.run(options, settings.state_dir)
+    return _run(settings)
+
+
+def _run(settings: ServerSettings) -> int:
+    logs.set_up(settings)
+    # uvicorn raises the signal that stopped it once more when it is done: then, as before it has
+    # begun, there is nothing left to do but to leave.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    set_threads(1)
     metrics = Metrics()
     engine = Engine(settings, metrics, lambda: load(settings.genome))
     try:
-        engine.start()
-    except (StateDirError, GenomeError) as error:
+        recovered = engine.start()
+    except StateDirError as error:
         print(f"organism: {error}", file=sys.stderr)
         return _EXIT_FAILED
+    server = _Server(settings, engine, metrics)
     try:
-        _serve(settings, engine, metrics)
+        server.serve_until_stopped(recovered)
     finally:
         # A second signal must not cut the snapshot short.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
-        stopped = _stop(engine)
+        stopped = _stop(engine, server.patience_s)
     return 0 if stopped else _EXIT_FAILED
 
 
-def _stop(engine: Engine) -> bool:
+def _stop(engine: Engine, patience_s: float) -> bool:
     try:
-        engine.stop()
+        engine.stop(patience_s)
     except OSError as error:
         print(f"organism: cannot write the snapshot: {error}", file=sys.stderr)
         return False
-    return True
+    fault = engine.recovered.exception()
+    if fault is None or isinstance(fault, Stopped):
+        return True
+    if not isinstance(fault, JournalDamaged | StateDirError | GenomeError | OSError):
+        _log.critical("recovery failed", exc_info=fault)
+    print(f"organism: {fault}", file=sys.stderr)
+    return False
 
 
-def _serve(settings: ServerSettings, engine: Engine, metrics: Metrics) -> None:
-    config = uvicorn.Config(
-        make_app(settings, engine, metrics),
-        host=settings.host,
-        port=settings.port,
-        ws_max_size=settings.body_limit_bytes,
-        timeout_graceful_shutdown=settings.stop_timeout_s,
-        **SERVING,
-    )
-    uvicorn.Server(config).run()
+class _Server(uvicorn.Server):
+    """uvicorn's server, which is not ready from the moment it stops, or cannot recover."""
+
+    def __init__(self, settings: ServerSettings, engine: Engine, metrics: Metrics) -> None:
+        super().__init__(
+            uvicorn.Config(
+                make_app(settings, engine, metrics),
+                host=settings.host,
+                port=settings.port,
+                http=patient(settings, metrics),
+                ws_max_size=settings.body_limit_bytes,
+                timeout_graceful_shutdown=settings.stop_timeout_s,
+                **SERVING,
+            )
+        )
+        self._settings = settings
+        self._engine = engine
+        self._deadline = float("inf")
+
+    @property
+    def patience_s(self) -> float:
+        """Time that is left to stop in."""
+        return max(self._deadline - time.monotonic(), _LEAST_PATIENCE_S)
+
+    def serve_until_stopped(self, recovered: Future[None]) -> None:
+        """Serve until a signal comes, or until there is nothing to serve."""
+        recovered.add_done_callback(self._look)
+        self.run([listen(self.config, self._settings)])
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take nothing more, and give requests under way their time."""
+        self._deadline = time.monotonic() + self._settings.stop_timeout_s
+        self._engine.close()
+        await super().shutdown(sockets)
+
+    def _look(self, recovered: Future[None]) -> None:
+        if recovered.exception() is not None:
+            self.should_exit = True
 
 
 if __name__ == "__main__":

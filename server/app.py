@@ -42,7 +42,7 @@ def make_app(settings: ServerSettings, engine: Engine, metrics: Metrics) -> ASGI
     app.include_router(make_router(settings, engine, retrainer, metrics, replies, ingest))
     app.add_exception_handler(errors.Problem, _on_problem)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    return Door(_ShortWay(app, ingest, Stream(settings, engine)), settings)
+    return Door(_ShortWay(app, ingest, Stream(settings, engine)), settings, metrics)
 
 
 class _ShortWay:

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import errors
 from server.errors import Problem
+from server.metrics import Metrics
 from server.settings import ServerSettings
 
 _OPEN_PATHS = ("/healthz", "/readyz")
@@ -48,8 +49,10 @@ class Door:
     A fault of ours becomes a 500 that tells the client nothing of its inside.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
+        self._open_paths = (*_OPEN_PATHS, *(("/metrics",) if settings.metrics_open else ()))
         key = settings.api_key
         self._key = None if key is None else b"Bearer " + key.get_secret_value().encode()
         self._names = {
@@ -71,6 +74,8 @@ class Door:
         async def send_with_id(message: Message) -> None:
             nonlocal started
             started = True
+            if message.get("status", 200) >= 400:
+                self._refused(scope, message["status"], request_id)
             if message["type"] in ("http.response.start", "websocket.accept"):
                 message["headers"] = [
                     *message.get("headers", ()),
@@ -85,10 +90,23 @@ class Door:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception:  # the process's edge
-            _log.exception("request %s failed", request_id)
+            _log.exception("a request failed", extra={"request_id": request_id})
             if started or scope["type"] == "websocket":
                 raise
             await errors.problem_response(errors.failed(), request_id)(scope, receive, send_with_id)
+
+    def _refused(self, scope: Scope, status: int, request_id: str) -> None:
+        self._metrics.refused(status)
+        # Not the query, which may hold a cue. At debug level, so that no client floods the log.
+        _log.debug(
+            "refused",
+            extra={
+                "request_id": request_id,
+                "method": scope.get("method", "WEBSOCKET"),
+                "path": scope["path"],
+                "status": status,
+            },
+        )
 
     def _refusal(self, scope: Scope, marks: _Marks) -> Problem | None:
         if marks.host and not self._is_ours(marks.host):
@@ -97,7 +115,7 @@ class Door:
             marks.host.lower()
         ):
             return errors.cross_origin(marks.origin.decode("latin-1"))
-        if self._key is None or scope["path"] in _OPEN_PATHS:
+        if self._key is None or scope["path"] in self._open_paths:
             return None
         return None if hmac.compare_digest(marks.key, self._key) else errors.unauthorised()
 

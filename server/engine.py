@@ -1,181 +1,150 @@
-"""The engine: sole owner of the live cortex, on one learner thread.
+"""The engine: sole owner of the organism. Intake and learner, each on a thread, and its memory.
 
-Messages are learned in the order they were submitted, chunk by chunk; those that wait together
-are learned and answered together. Reads of the cortex are answered between chunks. Everything
-else asks through ``submit``, ``recall``, ``life``, ``swap`` and ``stop``. Knows nothing of HTTP.
+A message goes from the intake's queue through the journal to the learner, and its receipt to
+whoever sent it. The learner's thread recovers at start, folds commits, and answers reads of the
+cortex between chunks, never waiting for the disk. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from itertools import accumulate
-from typing import Any, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 
-from organism import tensorfile
-from organism.chunking import Spans, chunk_spans
-from organism.cortex import CortexState, newborn, plasticity_rate
-from organism.encoder import encode_spans
-from organism.genome import Genome, GenomeError, compatible, from_bytes, to_bytes
-from organism.jit import F32
-from organism.kernels import BETA, State
-from organism.living import LivingCortex, Trace, as_cortex, as_state
+from organism.genome import Genome, GenomeError, compatible, to_bytes
+from organism.tensorfile import TensorFileError
 from server import errors
 from server.episodes import Episodes
+from server.errors import Problem
+from server.intake import Commit, Intake, Sink
+from server.learner import (
+    BATCH_BYTES,
+    CueReading,
+    Learner,
+    batches,
+    pack_episodes,
+    warm_up,
+)
+from server.life import LegacySnapshot, Life
 from server.metrics import Metrics
 from server.settings import ServerSettings
-from server.storage.snapshot import StateDir, StateDirError
+from server.storage.disk import Disk
+from server.storage.journal import Entry, Journal
+from server.storage.segment import Kind
+from server.storage.snapshot import Snapshots
+from server.storage.statedir import StateDir, StateDirError, legacy_snapshot
 from server.wire import Receipt
 
-SNAPSHOT_SCHEMA = 1
-
-_KIND = "snapshot"
-# Messages are learned and answered together up to about so many bytes; a longer one by itself.
-_BATCH_BYTES = 1 << 16
-# Chunks learned between two looks at the reads: the delay that they can meet, about a millisecond.
-_BLOCK_CHUNKS = 64
+_PROGRESS_EVERY_S = 2.0
 
 _log = logging.getLogger("organism.engine")
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Life:
-    """All that the organism is after a whole message; replaced whole, never changed.
+class Kept:
+    """A snapshot that is on the disk."""
 
-    Attributes:
-        genome: the running genome.
-        kept: the state of the cortex.
-        offset: bytes of the stream lived.
-        generation: genomes swapped in since birth.
-        entropy: H of the last chunk; None before the first.
-        last_message: start and sha256 of the last message, to recognise its repetition.
-    """
-
-    genome: Genome
-    kept: State
-    offset: int = 0
-    generation: int = 0
-    entropy: float | None = None
-    last_message: tuple[int, str] | None = None
-
-    @property
-    def beta(self) -> float:
-        """Metabolic β."""
-        return float(self.kept.gains[BETA])
-
-    @property
-    def cortex(self) -> CortexState:
-        """The state as others read it, a batch of one."""
-        return as_cortex(self.kept)
-
-    @property
-    def plasticity_rate(self) -> float:
-        """α of the last chunk; α₀ before the first."""
-        entropy = torch.tensor([self.entropy or 0.0])
-        return float(plasticity_rate(self.genome, entropy))
-
-    @property
-    def state_sha256(self) -> str:
-        """Checksum of cortex (calibration included) and offset, never of time."""
-        return hashlib.sha256(
-            self.cortex.to_bytes() + self.offset.to_bytes(8, "little")
-        ).hexdigest()
-
-
-@dataclass(frozen=True)
-class CueReading:
-    """What the cortex makes of a cue, and the offset it had then."""
-
-    familiarity: float
-    entropy: float
+    sequence: int
     offset: int
-
-
-class Sink(Protocol):
-    """Takes what became of a message, on the learner's thread; a ``Future`` is one."""
-
-    def set_result(self, result: Receipt, /) -> None:
-        """Take its receipt."""
-
-    def set_exception(self, exception: BaseException, /) -> None:
-        """Take what refused it."""
-
-
-class _Message(NamedTuple):
-    """A message that waits."""
-
-    data: bytes
-    upload_offset: int | None
-    receipt: Sink
+    state_sha256: str
+    size_bytes: int
 
 
 class SwapRefused(ValueError):
     """A genome that cannot take over the living cortex."""
 
 
+class Stopped(Exception):
+    """The time to stop has come in the middle of something."""
+
+
 class Engine:
-    """A living organism: call ``start``, then submit and ask from any thread, then ``stop``."""
+    """A living organism: call ``start``, then submit and ask from any thread, then ``stop``.
+
+    Attributes:
+        recovered: done when messages are taken; or holds what made the recovery fail.
+        episodes: its episode memory.
+    """
 
     def __init__(
-        self, settings: ServerSettings, metrics: Metrics, birth_genome: Callable[[], Genome]
+        self,
+        settings: ServerSettings,
+        metrics: Metrics,
+        birth_genome: Callable[[], Genome],
+        disk: Disk | None = None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._birth_genome = birth_genome
+        self._disk = disk or Disk()
         self.episodes = Episodes(settings.episode_chunks, settings.episode_bytes)
+        self.recovered: Future[None] = Future()
+        self._learner = Learner(self.episodes)
         self._condition = threading.Condition(threading.Lock())
-        self._messages: deque[_Message | Callable[[], None]] = deque()
+        self._commits: deque[Commit] = deque()
         self._reads: deque[Callable[[], None]] = deque()
-        self._queued_bytes = 0
-        self._running = False
+        self._draining = self._gone = self._stopped = False
+        self._fault: Callable[[], Problem] | None = None
+        self._deadline = float("inf")
+        self._progress = 0.0
         self._thread = threading.Thread(target=self._run, name="learner")
-        self._life: Life
-        self._cortex: LivingCortex  # ahead of the life's own while messages are being learned
+        self._keeper = threading.Thread(target=self._keep, name="snapshots")
+        self._stopping = threading.Event()
+        self._snapshot_lock = threading.Lock()
+        self._kept: Kept | None = None
 
     @property
     def ready(self) -> bool:
         """Whether messages are taken."""
-        return self._running
+        return self.recovered.done() and self._intake.is_open
+
+    @property
+    def progress(self) -> float:
+        """How far the recovery is, 0 to 1."""
+        return self._progress
 
     @property
     def life(self) -> Life:
-        """The organism after the last whole message."""
-        return self._life
-
-    def start(self) -> None:
-        """Wake up: read the snapshot, or be born; then learn.
+        """The organism after the last whole record.
 
         Raises:
-            StateDirError: the state folder is held by another daemon, cannot be made, or holds a
-                snapshot that cannot be read.
-            GenomeError: the genome to be born with is damaged.
+            Problem: it has not recovered yet.
         """
-        self._state_dir = StateDir(self._settings.state_dir)
-        try:
-            blob = self._state_dir.read()
-            self._life = self._born() if blob is None else self._woken(blob)
-        except (tensorfile.TensorFileError, GenomeError) as error:
-            self._state_dir.close()
-            if blob is None:
-                raise
-            raise StateDirError(f"{self._state_dir.snapshot_path}: {error}") from error
-        except BaseException:
-            self._state_dir.close()
-            raise
-        self._cortex = LivingCortex(self._life.genome, self._life.kept)
-        self._warm_up()
-        self._metrics.follow(lambda: self._life, lambda: self._queued_bytes)
-        self._running = True
+        self._must_have_recovered()
+        return self._learner.life
+
+    @property
+    def offset(self) -> int:
+        """Offset of the stream after the last message that is in the journal."""
+        self._must_have_recovered()
+        return self._intake.offset
+
+    def start(self) -> Future[None]:
+        """Hold the state folder, and begin to recover.
+
+        Returns:
+            ``recovered``. It may hold: JournalDamaged; StateDirError, where the one snapshot of a
+            version without a journal is damaged; GenomeError, where the genome to be born with is;
+            OSError; Stopped.
+
+        Raises:
+            StateDirError: the folder is held by another daemon, or cannot be made.
+        """
+        self._state_dir = StateDir(self._settings.state_dir, self._disk)
+        segment_bytes = self._settings.segment_bytes
+        self._journal = Journal(self._state_dir.journal, self._disk, segment_bytes)
+        self._snapshots = Snapshots(self._state_dir.snapshots, self._disk)
+        self._intake = Intake(self._settings, self._metrics, self._journal, self._committed)
+        self._metrics.recovery_progress.set_function(lambda: self._progress)
         self._thread.start()
+        return self.recovered
 
     def submit(self, message: bytes, upload_offset: int | None = None) -> Future[Receipt]:
         """Queue a message to be learned; see ``put``.
@@ -183,285 +152,293 @@ class Engine:
         Returns:
             The receipt, once the message is learned; or the ``Problem`` that refused it.
         """
-        future: Future[Receipt] = Future()
-        # What is taken is done: a client that leaves cannot call it back.
-        future.set_running_or_notify_cancel()
+        future: Future[Receipt] = _promise()
         self.put(message, upload_offset, future)
         self.wake()
         return future
 
     def put(self, message: bytes, upload_offset: int | None, receipt: Sink) -> None:
-        """Queue a message to be learned.
+        """Queue a message of at least one byte to be journalled and learned.
 
         Args:
-            message: at least one byte.
-            upload_offset: where the writer believes the stream to be; checked when the message's
+            message: its bytes.
+            upload_offset: where the writer believes the stream to be; judged when the message's
                 turn comes.
             receipt: takes the receipt, once the message is learned, or the ``Problem`` that
                 refused it.
 
         Raises:
-            Problem: the engine is stopping, or too many bytes wait.
+            Problem: not ready, or too many bytes wait.
         """
-        with self._condition:
-            if not self._running:
-                raise errors.not_ready()
-            if self._queued_bytes + len(message) > self._settings.queue_limit_bytes:
-                raise errors.overloaded()
-            self._messages.append(_Message(message, upload_offset, receipt))
-            self._queued_bytes += len(message)
+        self._must_have_recovered()
+        self._intake.put(message, upload_offset, receipt)
 
     def wake(self) -> None:
-        """Have the learner look at what was put: once for many messages."""
-        with self._condition:
-            self._condition.notify()
+        """Have what was put looked at: once for many messages."""
+        self._intake.wake()
 
     def recall(self, cue: bytes) -> Future[CueReading]:
         """Ask the cortex about a cue of at least one byte. Changes nothing.
 
-        Answered between two chunks, after at most a block of them.
+        Answered between two chunks, after at most a block of them; while learning has stopped, too.
         """
+        self._must_have_recovered()
+        future: Future[CueReading] = _promise()
 
-        def read() -> CueReading:
-            (e,) = self._encode(cue, np.array([[0, len(cue)]]))
-            return CueReading(*self._cortex.recall(e), self._life.offset)
+        def read() -> None:
+            try:
+                future.set_result(self._learner.recall(cue))
+            except Exception as error:  # whoever asked gets the fault, the thread lives on
+                future.set_exception(error)
 
         with self._condition:
-            return self._enqueue(self._reads, read)
+            if self._gone:
+                raise errors.not_ready()
+            self._reads.append(read)
+            self._condition.notify()
+        return future
 
     def swap(self, genome: Genome) -> Future[Life]:
         """Queue a genome to take over the cortex, in order with the messages; W is kept.
 
         Returns:
-            The life after it; or ``SwapRefused`` where encoder, shape or innate weights differ.
-        """
-        with self._condition:
-            return self._enqueue(self._messages, lambda: self._swap(genome))
-
-    def stop(self) -> None:
-        """Refuse what is new, learn what was queued, write the snapshot, and end. Idempotent.
+            The life after it; or the ``Problem`` that refused it.
 
         Raises:
-            OSError: the snapshot cannot be written; the one before stands.
+            SwapRefused: encoder, shape or innate weights differ.
+            Problem: not ready.
         """
+        if not compatible(self.life.genome, genome):
+            raise SwapRefused(
+                "the new genome has another encoder, shape or innate weights than the cortex: "
+                "train it from the running genome"
+            )
+        future: Future[Life] = _promise()
+        self._intake.put_genome(to_bytes(genome), future)
+        return future
+
+    def snapshot(self) -> Kept:
+        """Keep the life as it is now, and drop what of the journal is no longer needed.
+
+        Raises:
+            Problem: it has not recovered yet.
+            OSError: it cannot be written; those before stand.
+        """
+        with self._snapshot_lock:
+            life = self.life
+            if self._kept is None or self._kept.sequence != life.sequence:
+                self._intake.call(self._journal.sync).result()
+                if life.sequence > self._journal.durable:
+                    raise OSError("the journal is behind the cortex and cannot be written")
+                self._kept = self._write_snapshot(life)
+            covered, retained = self._snapshots.covered(), self._settings.journal_bytes
+            start = self._intake.call(lambda: self._journal.drop(covered, retained)).result()
+            self.episodes.forget_before(start)
+            return self._kept
+
+    def close(self) -> None:
+        """Take nothing more: not ready; what was taken is learned."""
+        self._stopping.set()
+        self._intake.close()
+
+    def stop(self, patience_s: float = float("inf")) -> None:
+        """Learn what was taken, write a snapshot, and end. Idempotent.
+
+        Args:
+            patience_s: what is not journalled by then is refused; what is not learned by then is
+                replayed at the next start.
+
+        Raises:
+            OSError: the snapshot cannot be written; the journal has everything.
+        """
+        if self._stopped:
+            return
+        self._stopped = True
+        self.close()
+        deadline = time.monotonic() + patience_s
+        self._intake.stop(deadline)
         with self._condition:
-            if not self._running:
-                return
-            self._running = False
+            self._draining, self._deadline = True, deadline
             self._condition.notify()
         self._thread.join()
         try:
-            self._state_dir.write(self._snapshot())
+            if self.recovered.exception() is None:
+                self._keeper.join()
+                self.snapshot()
+                _log.info("stopped at offset %d", self.life.offset)
         finally:
+            self._journal.close()
             self._state_dir.close()
-        _log.info(
-            "stopped at offset %d after %d chunks", self._life.offset, int(self._life.cortex.steps)
-        )
 
-    def _enqueue(self, queue: deque[Any], work: Callable[[], _T]) -> Future[_T]:
-        """Queue work for the learner; the caller holds the condition."""
-        if not self._running:
-            raise errors.not_ready()
-        future: Future[_T] = Future()
-        future.set_running_or_notify_cancel()
+    def _must_have_recovered(self) -> None:
+        if not self.recovered.done() or self.recovered.exception() is not None:
+            raise errors.not_ready(self._progress)
 
-        def run() -> None:
-            try:
-                result = work()
-            # The learner's edge: whoever asked gets the fault, the thread lives on.
-            except Exception as error:
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
-        queue.append(run)
-        self._condition.notify()
-        return future
+    def _committed(self, commit: Commit) -> None:
+        with self._condition:
+            self._commits.append(commit)
+            self._condition.notify()
 
     @torch.inference_mode()
     def _run(self) -> None:
+        try:
+            self._recover()
+        except BaseException as error:  # whoever started it is told
+            self.recovered.set_exception(error)
+            return
+        self._intake.open()
+        self._metrics.follow(lambda: self._learner.life, self._intake, self._journal)
+        self._keeper.start()
+        self.recovered.set_result(None)
         while True:
             with self._condition:
-                while self._running and not self._messages and not self._reads:
+                while not (self._commits or self._reads or self._draining):
                     self._condition.wait()
-                if not self._messages and not self._reads:
+                commits = self._next()
+                if not commits and not self._reads:
+                    self._gone = True
                     return
-                work = self._next()
             self._answer_reads()
-            if callable(work):
-                work()
-            elif work:
-                self._learn(work)
+            if commits:
+                self._learn(commits)
 
-    def _next(self) -> list[_Message] | Callable[[], None]:
-        """Take a batch of messages, or one other piece of work; the caller holds the condition."""
-        batch: list[_Message] = []
+    def _next(self) -> list[Commit]:
+        """Take commits to be learned together; the caller holds the condition."""
+        commits: list[Commit] = []
         size = 0
-        while self._messages and (not batch or size < _BATCH_BYTES):
-            first = self._messages[0]
-            if not isinstance(first, _Message):
-                if not batch:
-                    self._messages.popleft()
-                    return first
-                break
-            batch.append(first)
-            size += len(first.data)
-            self._messages.popleft()
-        return batch
+        while self._commits and size < BATCH_BYTES:
+            commits.append(self._commits.popleft())
+            size += commits[-1].size
+        return commits
+
+    def _between(self) -> None:
+        self._answer_reads()
+        if time.monotonic() > self._deadline:
+            raise Stopped
 
     def _answer_reads(self) -> None:
         while self._reads:
             self._reads.popleft()()
 
-    def _learn(self, batch: list[_Message]) -> None:
-        """Learn messages in their order, then answer them all."""
-        answers: list[Receipt | Exception]
-        try:
-            answers = self._answers(batch)
-        # The learner's edge, as above. Nothing of the batch has been learned.
-        except Exception as error:
-            self._cortex.restore(self._life.kept)
-            answers = [error] * len(batch)
-        with self._condition:
-            self._queued_bytes -= sum(len(message.data) for message in batch)
-        for message, answer in zip(batch, answers, strict=True):
-            if isinstance(answer, Exception):
-                message.receipt.set_exception(answer)
-            else:
-                message.receipt.set_result(answer)
+    def _learn(self, commits: list[Commit]) -> None:
+        """Learn what is in the journal, then answer everyone in order."""
+        records = [record for commit in commits for record in commit.records]
+        outcomes: list[Receipt | Life] = []
+        if self._fault is None:
+            try:
+                outcomes = self._learner.fold(records, self._between, self._metrics.lived)
+            except Stopped:
+                self._fault = errors.not_ready
+            except Exception:  # the learner's edge: the journal has what it could not learn
+                _log.critical("learning has stopped: a fault", exc_info=True)
+                self._fault = errors.halted
+                self._intake.refuse(errors.halted)
+        following = iter(outcomes)
+        for commit in commits:
+            self._intake.released(commit)
+            for sink, verdict in commit.answers:
+                if isinstance(verdict, Problem):
+                    sink.set_exception(verdict)
+                elif self._fault is not None:
+                    sink.set_exception(self._fault())
+                elif verdict == "duplicate":
+                    life = self._learner.life
+                    sink.set_result(Receipt(life.offset, 0, None, None, life.beta, True))
+                else:
+                    sink.set_result(next(following))
 
-    def _answers(self, batch: list[_Message]) -> list[Receipt | Exception]:
-        if all(message.upload_offset is None for message in batch):
-            return [*self._receipts(batch)]
-        life = self._life
-        offset, last = life.offset, life.last_message
-        taken: list[_Message] = []
-        refused: dict[int, Receipt | Exception] = {}
-        for i, message in enumerate(batch):
-            claimed, mark = message.upload_offset, _mark(offset, message.data)
-            if claimed is None or claimed == offset:
-                last = mark
-                offset += len(message.data)
-                taken.append(message)
-            elif last == _mark(claimed, message.data):
-                refused[i] = Receipt(offset, 0, None, None, life.beta, duplicate=True)
-            else:
-                refused[i] = errors.offset_mismatch(claimed, offset)
-        receipts = iter(self._receipts(taken) if taken else [])
-        return [refused[i] if i in refused else next(receipts) for i in range(len(batch))]
+    def _recover(self) -> None:
+        """Read the newest good snapshot, and replay what the journal has beyond it."""
+        self._snapshots.recover()
+        seen = max((sequence for sequence, _ in self._snapshots.newest_first()), default=0)
+        legacy = self._wake()
+        covered = self._learner.life.sequence if self._learner.alive else 0
+        offset = self._learner.life.offset if self._learner.alive else 0
+        said = time.monotonic()
+        replayed = 0
 
-    def _receipts(self, taken: list[_Message]) -> list[Receipt]:
-        """Learn messages and write the life they leave."""
-        before = self._life
-        data, last = b"".join([message.data for message in taken]), taken[-1].data
-        ends = list(accumulate(len(message.data) for message in taken))
-        spans = chunk_spans(data, self._settings.chunking, self._settings.chunk_bytes, ends)
-        trace = self._live(data, spans)
-        self.episodes.add(data, spans, before.offset + spans[:, 0])
-        self._life = replace(
-            before,
-            kept=self._cortex.copy(),
-            offset=before.offset + len(data),
-            entropy=float(trace.entropy[-1]) if len(spans) else before.entropy,
-            last_message=_mark(before.offset + len(data) - len(last), last),
+        def note(progress: float) -> None:
+            self._progress = min(progress, 0.999)
+
+        for batch in batches(self._journal.recover(covered, offset, seen, note), covered):
+            if self._stopping.is_set():
+                raise Stopped
+            if batch[-1].sequence <= covered:
+                self._learner.remember(batch)
+            else:
+                self._learner.fold(batch)
+                replayed += len(batch)
+            if time.monotonic() > said + _PROGRESS_EVERY_S:
+                said = time.monotonic()
+                _log.info("recovering: %.0f%% of the journal read", 100 * self._progress)
+        self.episodes.forget_before(self._journal.start)
+        if not self._learner.alive:
+            self._be_born()
+        elif legacy is not None and self._journal.sequence == 0:
+            self._move_in(legacy)
+        life = self._learner.life
+        _log.info(
+            "awake at offset %d, record %d, with genome %s; %d records replayed",
+            life.offset,
+            life.sequence,
+            life.genome.sha256,
+            replayed,
         )
-        self._metrics.lived(len(data), trace.familiarity)
-        return _receipts(before, trace, np.searchsorted(spans[:, 0], ends).tolist(), ends)
+        warm_up(life)
+        self._progress = 1.0
 
-    def _live(self, data: bytes, spans: Spans) -> Trace:
-        """Learn chunks in order, a block at a time; reads are answered between blocks."""
-        traces = []
-        for first in range(0, len(spans), _BLOCK_CHUNKS):
-            vectors = self._encode(data, spans[first : first + _BLOCK_CHUNKS])
-            traces.append(self._cortex.learn(vectors))
-            self._answer_reads()
-        return Trace.joined(traces)
+    def _wake(self) -> LegacySnapshot | None:
+        """Wake as the newest good snapshot; return one from before the journal."""
+        bad: list[str] = []
+        for _, path in self._snapshots.newest_first():
+            try:
+                self._learner.wake(Life.from_snapshot(path.read_bytes()))
+            except (TensorFileError, GenomeError, KeyError) as error:
+                bad.append(f"{path}: {error}")
+                _log.warning("a bad snapshot is set aside: %s: %s", path, error)
+                self._snapshots.set_aside(path)
+            else:
+                return None
+        path = legacy_snapshot(self._state_dir.path)
+        if path.exists():
+            try:
+                legacy = LegacySnapshot.from_bytes(path.read_bytes())
+            except (TensorFileError, GenomeError, KeyError) as error:
+                raise StateDirError(f"{path}: {error}") from error
+            self._learner.wake(legacy.life)
+            return legacy
+        return None
 
-    def _swap(self, genome: Genome) -> Life:
-        if not compatible(self._life.genome, genome):
-            raise SwapRefused(
-                "the new genome has another encoder, shape or innate weights than the cortex: "
-                "train it from the running genome"
-            )
-        self._life = replace(self._life, genome=genome, generation=self._life.generation + 1)
-        self._cortex.follow(genome)
-        return self._life
-
-    def _encode(self, data: bytes, spans: Spans) -> F32:
-        config = self._life.genome.config
-        return encode_spans(data, spans, config.encoder, config.cortex.d_in)
-
-    def _warm_up(self) -> None:
-        """Compile every kernel, or load it from the cache, before the first message comes."""
-        cortex, cue = LivingCortex(self._life.genome), b"a first line"
-        spans = chunk_spans(cue, "lines", len(cue), [len(cue)])
-        vectors = self._encode(cue, spans)
-        cortex.learn(vectors)
-        cortex.recall(vectors[0])
-        Episodes(1, len(cue)).add(cue, spans, spans[:, 0])
-
-    def _born(self) -> Life:
+    def _be_born(self) -> None:
         genome = self._birth_genome()
+        self._learner.fold(self._journal.append([Entry(Kind.GENOME, 0, to_bytes(genome))]))
+        self._journal.sync()
         _log.info("born with genome %s", genome.sha256)
-        return Life(genome, as_state(newborn(genome)))
 
-    def _woken(self, blob: bytes) -> Life:
-        content = tensorfile.unpack(blob, _KIND, SNAPSHOT_SCHEMA)
-        meta, tensors = content.meta, content.tensors
-        ends = tensors["episode_ends"].numpy()
-        spans = np.stack([np.concatenate([[0], ends])[:-1], ends], axis=1)
-        raw = tensors["episodes"].numpy().tobytes()
-        self.episodes.add(raw, spans, tensors["episode_offsets"].numpy())
-        life = Life(
-            genome=from_bytes(meta["genome"]),
-            kept=as_state(CortexState.from_bytes(meta["cortex"])),
-            offset=meta["offset"],
-            generation=meta["generation"],
-            entropy=meta["entropy"],
-            last_message=tuple(meta["last_message"]) if meta["last_message"] else None,
-        )
-        _log.info("woke at offset %d with genome %s", life.offset, life.genome.sha256)
-        return life
+    def _move_in(self, legacy: LegacySnapshot) -> None:
+        """Take the memory of a version without a journal into one."""
+        self._learner.fold(self._journal.append([Entry(Kind.EPISODES, 0, pack_episodes(legacy))]))
+        self._journal.sync()
+        self._write_snapshot(self._learner.life)
+        self._disk.remove(legacy_snapshot(self._state_dir.path))
 
-    def _snapshot(self) -> bytes:
-        life, episodes = self._life, self.episodes.all()
-        raw = bytearray(b"".join(e.chunk for e in episodes))
-        meta = {
-            "genome": to_bytes(life.genome),
-            "cortex": life.cortex.to_bytes(),
-            "offset": life.offset,
-            "generation": life.generation,
-            "entropy": life.entropy,
-            "last_message": life.last_message,
-        }
-        tensors = {
-            "episodes": torch.frombuffer(raw, dtype=torch.uint8)
-            if raw
-            else torch.zeros(0, dtype=torch.uint8),
-            "episode_ends": torch.tensor(
-                [len(e.chunk) for e in episodes], dtype=torch.int64
-            ).cumsum(0),
-            "episode_offsets": torch.tensor([e.offset for e in episodes], dtype=torch.int64),
-        }
-        return tensorfile.pack(_KIND, SNAPSHOT_SCHEMA, meta, tensors)
+    def _write_snapshot(self, life: Life) -> Kept:
+        blob = life.to_snapshot()
+        self._snapshots.write(life.sequence, blob)
+        self._metrics.snapshot_taken()
+        return Kept(life.sequence, life.offset, life.state_sha256, len(blob))
+
+    def _keep(self) -> None:
+        """Take snapshots from time to time."""
+        while not self._stopping.wait(self._settings.snapshot_interval_s):
+            try:
+                self.snapshot()
+            except OSError as error:
+                _log.error("no snapshot could be taken, the journal goes on: %s", error)
 
 
-def _mark(offset: int, message: bytes) -> tuple[int, str]:
-    """Where a message starts, and its sha256: what its repetition is known by."""
-    return offset, hashlib.sha256(message).hexdigest()
-
-
-def _receipts(before: Life, trace: Trace, counts: list[int], ends: list[int]) -> list[Receipt]:
-    """Receipts of messages that end after so many chunks and bytes of a batch."""
-    receipts, first, beta = [], 0, before.beta
-    entropies, familiarities = trace.entropy.tolist(), trace.familiarity.tolist()
-    betas = trace.beta.tolist()
-    for last, end in zip(counts, ends, strict=True):
-        entropy = familiarity = None
-        if chunks := last - first:
-            entropy = sum(entropies[first:last]) / chunks
-            familiarity = sum(familiarities[first:last]) / chunks
-            beta = betas[last - 1]
-        receipts.append(Receipt(before.offset + end, chunks, entropy, familiarity, beta, False))
-        first = last
-    return receipts
+def _promise() -> Future[Any]:
+    """A future of something that is done once it is taken: a client that leaves cannot undo it."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    return future

@@ -90,8 +90,14 @@ class Episodes:
                 gone = [slot for slot in slots[kept].tolist() if self._chunks[slot] is None]
                 self._norms[gone] = 0
 
+    def forget_before(self, offset: int) -> None:
+        """Forget chunks whose latest occurrence lies before an offset of the stream."""
+        with self._lock:
+            while self._slots and self._offsets[next(iter(self._slots.values()))] < offset:
+                self._forget_oldest()
+
     def all(self) -> list[Episode]:
-        """All episodes, oldest occurrence first; added to an empty memory, they restore it."""
+        """All episodes, oldest occurrence first."""
         with self._lock:
             return [Episode(chunk, self._offsets[slot]) for chunk, slot in self._slots.items()]
 

@@ -81,6 +81,40 @@ def offset_mismatch(claimed: int, offset: int) -> Problem:
     )
 
 
+def disk_full() -> Problem:
+    """507: the journal has no room for the message."""
+    return Problem(
+        507,
+        "disk-full",
+        "Insufficient storage",
+        "the disk is full: make room and send again; recall goes on",
+        {"Retry-After": "10"},
+    )
+
+
+def halted() -> Problem:
+    """503: the journal or the learner has failed."""
+    return Problem(
+        503,
+        "learning-stopped",
+        "Learning has stopped",
+        "the journal or the learner failed, the log says how: mend it and start the daemon again; "
+        "recall goes on",
+        {"Retry-After": "60"},
+    )
+
+
+def storage_failed() -> Problem:
+    """507: a snapshot cannot be written."""
+    return Problem(
+        507,
+        "snapshot-failed",
+        "Insufficient storage",
+        "the snapshot could not be written, the log says why; those before stand",
+        {"Retry-After": "10"},
+    )
+
+
 def overloaded() -> Problem:
     """503: the queue of messages is full."""
     return Problem(
@@ -92,14 +126,47 @@ def overloaded() -> Problem:
     )
 
 
-def not_ready() -> Problem:
-    """503: the daemon is starting or stopping."""
+def too_many_connections() -> Problem:
+    """503: no place for one more client."""
+    return Problem(
+        503,
+        "too-many-connections",
+        "Too many connections",
+        "as many connections are open as ORGANISM_CONNECTIONS allows: send again later",
+        {"Retry-After": "1"},
+    )
+
+
+def too_slow(timeout_s: float) -> Problem:
+    """408: the request did not come in in time."""
+    return Problem(
+        408,
+        "too-slow",
+        "Request Timeout",
+        f"the request was not whole within {timeout_s:g} s: send it in smaller parts",
+    )
+
+
+def head_too_large(limit: int) -> Problem:
+    """431: headers without end."""
+    return Problem(
+        431,
+        "head-too-large",
+        "Request Header Fields Too Large",
+        f"the request's head has more than {limit} bytes",
+        limit_bytes=limit,
+    )
+
+
+def not_ready(progress: float | None = None) -> Problem:
+    """503: the daemon is stopping; or starting, and so far with its recovery, 0 to 1."""
     return Problem(
         503,
         "not-ready",
         "Not ready",
         "the organism is starting or stopping: send again later",
         {"Retry-After": "1"},
+        **({} if progress is None else {"recovery_progress": round(progress, 3)}),
     )
 
 

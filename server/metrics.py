@@ -14,6 +14,7 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
+    Histogram,
     Metric,
     ProcessCollector,
     generate_latest,
@@ -21,6 +22,10 @@ from prometheus_client import (
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+REFUSED_STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 415, 421, 431, 500, 503, 507)
+"""Statuses that a refusal can have."""
+
+_FSYNC_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0)
 _TENTHS = tuple(i / 10 for i in range(1, 11))
 
 
@@ -42,6 +47,26 @@ class Observed(Protocol):
     @property
     def plasticity_rate(self) -> float:
         """α of the last chunk."""
+
+
+class Queued(Protocol):
+    """What waits, and what is in the journal."""
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes that wait."""
+
+    @property
+    def offset(self) -> int:
+        """Offset of the stream in the journal."""
+
+
+class Journalled(Protocol):
+    """The journal's files."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on the disk."""
 
 
 class _Familiarity(Collector):
@@ -109,18 +134,50 @@ class Metrics:
         self.stream_offset = gauge(
             "organism_stream_offset_bytes", "Offset of the stream, bytes since birth."
         )
+        self.journal_fsync = Histogram(
+            "organism_journal_fsync_duration_seconds",
+            "Time that the journal waited for the disk, each time for all messages that waited.",
+            buckets=_FSYNC_S,
+            registry=self.registry,
+        )
+        self.journal_offset = gauge(
+            "organism_journal_offset_bytes", "Offset of the stream in the journal."
+        )
+        self.journal_size = gauge("organism_journal_size_bytes", "Bytes of the journal's files.")
+        self._snapshot_time = gauge(
+            "organism_snapshot_last_success_timestamp_seconds",
+            "When the last snapshot was written, seconds since 1970; 0 before the first.",
+        )
+        self.recovery_progress = gauge(
+            "organism_recovery_progress_ratio", "How much of the journal is recovered, 0 to 1."
+        )
+        self._refusals = counter(
+            "organism_requests_refused_total", "Requests refused, by HTTP status.", ["status"]
+        )
+        for status in REFUSED_STATUSES:
+            self._refusals.labels(status)
         build = gauge(
             "organism_build_info", "1, labelled by the versions that run.", ["version", "python"]
         )
         build.labels(version("organism"), platform.python_version()).set(1)
 
-    def follow(self, life: Callable[[], Observed], queued_bytes: Callable[[], int]) -> None:
+    def follow(self, life: Callable[[], Observed], queue: Queued, journal: Journalled) -> None:
         """Read the gauges, at each scrape, from where these lead."""
-        self.ingest_queue_bytes.set_function(queued_bytes)
+        self.ingest_queue_bytes.set_function(lambda: queue.queued_bytes)
+        self.journal_offset.set_function(lambda: queue.offset)
+        self.journal_size.set_function(lambda: journal.size_bytes)
         self.stream_offset.set_function(lambda: life().offset)
         self.entropy.set_function(lambda: life().entropy or 0.0)
         self.metabolic_beta.set_function(lambda: life().beta)
         self.plasticity_rate.set_function(lambda: life().plasticity_rate)
+
+    def snapshot_taken(self) -> None:
+        """Note that a snapshot has just been written."""
+        self._snapshot_time.set_to_current_time()
+
+    def refused(self, status: int) -> None:
+        """Count a refusal; those of an unforeseen status count as 500."""
+        self._refusals.labels(status if status in REFUSED_STATUSES else 500).inc()
 
     def lived(self, size_bytes: int, familiarity: npt.NDArray[np.float32]) -> None:
         """Count what was learned, and the familiarity of each chunk before it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -18,7 +19,21 @@ from server.replies import Replies
 from server.retrain import Job, Retrainer, RetrainRequest
 from server.settings import ServerSettings
 
+_log = logging.getLogger("organism.routes")
+
 _RETRAIN_LIMIT_BYTES = 1 << 16
+
+_OFFSET: dict[str, Any] = {
+    "description": "offset of the stream, bytes",
+    "schema": {"type": "integer", "minimum": 0, "maximum": (1 << 63) - 1},
+}
+_UPLOAD_OFFSET = {
+    "name": "Upload-Offset",
+    "in": "header",
+    "required": False,
+    **_OFFSET,
+    "description": "where the writer believes the stream to be: then the message is learned once",
+}
 
 _PROBLEM: dict[str, Any] = {"content": {"application/problem+json": {}}}
 
@@ -47,7 +62,7 @@ def make_router(
 ) -> APIRouter:
     """Build the routes around one engine."""
     router = APIRouter()
-    _add_ingest(router, ingest)
+    _add_ingest(router, engine, ingest)
     _add_recall(router, settings, engine, metrics, replies)
     _add_status(router, engine)
     _add_retraining(router, engine, retrainer)
@@ -55,16 +70,25 @@ def make_router(
     return router
 
 
-def _add_ingest(router: APIRouter, app: ASGIApp) -> None:
+def _add_ingest(router: APIRouter, engine: Engine, app: ASGIApp) -> None:
     @router.post(
         "/ingest",
         response_model=wire.IngestReply,
-        responses=_refusals(400, 401, 409, 413, 415, 503),
-        openapi_extra=_bytes_body("data", "bytes of the stream"),
+        responses=_refusals(400, 401, 408, 409, 413, 415, 503, 507),
+        openapi_extra=_bytes_body("data", "bytes of the stream") | {"parameters": [_UPLOAD_OFFSET]},
         summary="Learn from a message",
     )
     async def described() -> None:
         """Describe the route; the app serves it."""
+
+    @router.head(
+        "/ingest",
+        responses={200: {"headers": {"Upload-Offset": _OFFSET}}, **_refusals(401, 503)},
+        summary="Where the stream stands",
+    )
+    async def asked() -> Response:
+        headers = {"Upload-Offset": str(engine.offset), "Cache-Control": "no-store"}
+        return Response(headers=headers)
 
     (route,) = (r for r in router.routes if isinstance(r, APIRoute) and r.endpoint is described)
     route.app = app
@@ -132,7 +156,7 @@ def _add_recall(
 
 
 def _add_status(router: APIRouter, engine: Engine) -> None:
-    @router.get("/status", response_model=wire.StatusReply, responses=_refusals(401))
+    @router.get("/status", response_model=wire.StatusReply, responses=_refusals(401, 503))
     async def status(request: Request) -> Response:
         life = engine.life
         reply = wire.StatusReply(
@@ -146,7 +170,7 @@ def _add_status(router: APIRouter, engine: Engine) -> None:
         )
         return wire.render(request, reply)
 
-    @router.get("/genome", response_model=wire.GenomeReply, responses=_refusals(401))
+    @router.get("/genome", response_model=wire.GenomeReply, responses=_refusals(401, 503))
     async def genome(request: Request) -> Response:
         life = engine.life
         reply = wire.GenomeReply(
@@ -195,8 +219,22 @@ def _add_operation(router: APIRouter, engine: Engine, metrics: Metrics) -> None:
     @router.get("/readyz", responses=_refusals(503), summary="Whether messages are taken")
     async def readyz() -> dict[str, str]:
         if not engine.ready:
-            raise errors.not_ready()
+            raise errors.not_ready(engine.progress)
         return {"status": "ready"}
+
+    @router.post(
+        "/snapshots",
+        response_model=wire.SnapshotReply,
+        responses=_refusals(401, 503, 507),
+        summary="Keep the state as it is now",
+    )
+    async def snapshot(request: Request) -> Response:
+        try:
+            kept = await asyncio.to_thread(engine.snapshot)
+        except OSError as error:
+            _log.error("no snapshot could be taken: %s", error)
+            raise errors.storage_failed() from error
+        return wire.render(request, wire.SnapshotReply(**vars(kept)))
 
 
 def _as_chunk(settings: ServerSettings, cue: bytes) -> bytes:

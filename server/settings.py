@@ -7,6 +7,7 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import (
     BaseModel,
@@ -20,7 +21,13 @@ from pydantic import (
 
 from organism.chunking import DEFAULT_CHUNK_BYTES, Chunking
 
+Fsync = Literal["always", "everysec", "no"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["auto", "json", "text"]
+
 _PREFIX = "ORGANISM_"
+# A journal is dropped by segments: so many make up what is kept.
+_SEGMENTS_KEPT = 8
 _SHIPPED_GENOME = Path(__file__).resolve().parents[1] / "checkpoints" / "default.genome"
 
 
@@ -58,13 +65,37 @@ class ServerSettings(BaseModel):
         64, ge=1, le=4096, description="WebSocket frames taken before their acknowledgement"
     )
 
+    fsync: Fsync = Field(
+        "always", description="when the journal is synced: always before a reply, everysec, or no"
+    )
+    journal_bytes: int = Field(
+        64 << 20, ge=1, description="most recent bytes of the stream that the journal keeps"
+    )
+    snapshot_interval_s: float = Field(
+        60.0, ge=0.1, le=86_400, description="time between snapshots: how much a start replays"
+    )
+
     episode_chunks: int = Field(
-        10_000, ge=1, le=100_000, description="most recent distinct chunks kept"
+        10_000, ge=1, le=100_000, description="most recent distinct chunks that recall searches"
     )
     episode_bytes: int = Field(16 << 20, ge=1, description="their bytes at most")
     matches: int = Field(8, ge=1, le=64, description="matches in a reply to recall")
 
-    stop_timeout_s: int = Field(30, ge=1, description="time that requests under way get at a stop")
+    connections: int = Field(256, ge=1, le=65536, description="open at a time; beyond it: 503")
+    request_timeout_s: float = Field(
+        30.0, ge=0.1, le=3600, description="time for a request to come in, or a reply to be read"
+    )
+    stop_timeout_s: int = Field(30, ge=1, le=3600, description="time a stop may take")
+    log_level: LogLevel = Field("info", description="least grave log lines: debug names refusals")
+    log_format: LogFormat = Field(
+        "auto", description="json, text, or auto: text on a terminal, JSON elsewhere"
+    )
+    metrics_open: bool = Field(False, description="whether /metrics is served without the key")
+
+    @property
+    def segment_bytes(self) -> int:
+        """Bytes after which the journal begins a new segment."""
+        return max(self.journal_bytes // _SEGMENTS_KEPT, 1)
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 from starlette.types import Message, Receive, Scope, Send
 
 from server.engine import Engine
-from server.errors import Problem
+from server.errors import Problem, malformed
 from server.settings import ServerSettings
 from server.wire import Receipt, parse_offset
 
@@ -100,9 +100,11 @@ class _Window:
 
     def set_result(self, receipt: Receipt, /) -> None:
         """Take a receipt, on the learner's thread."""
-        self._receipt = receipt
-        self._learned += 1
-        self._tell()
+        # What was learned behind a refused frame is not acknowledged: it would stand for that too.
+        if self._refusal is None:
+            self._receipt = receipt
+            self._learned += 1
+            self._tell()
 
     def set_exception(self, error: BaseException, /) -> None:
         """Take a refusal, on the learner's thread; the first counts."""
@@ -121,16 +123,6 @@ class _Window:
     async def drained(self) -> None:
         """Wait until all that was taken is acknowledged, or one of it refused."""
         await self._until(lambda: not self._open or self._refusal is not None)
-
-    async def verdict(self) -> None:
-        """Wait until all that was taken is acknowledged.
-
-        Raises:
-            Problem: some of it was refused.
-        """
-        await self.drained()
-        if self._refusal is not None:
-            raise self._refusal
 
     async def learned(self) -> tuple[Receipt, int]:
         """Wait for frames to be learned; return the last receipt, and how many it covers.
@@ -175,19 +167,28 @@ class _Window:
 async def _take(scope: Scope, receive: Receive, window: _Window) -> None:
     """Put frames as they come, at most a window ahead of the acknowledgements."""
     try:
-        claimed = parse_qs(scope["query_string"].decode("latin-1")).get("offset")
-        offset = parse_offset(claimed[0]) if claimed else None
+        offset = _opening_offset(scope)
         while True:
             if window.full:
                 await window.room()
-            window.put(_frame(await receive()), offset)
+            frame = _frame(await receive())
+            window.put(frame, offset)
             if offset is not None:
-                # Frames behind a refused one must not be learned: wait for the verdict.
-                await window.verdict()
-                offset = None
+                # Behind a refused frame, every other claims a place that the stream is not at.
+                offset += len(frame)
     except (Problem, _Refused) as refusal:
         await window.drained()
         raise _refusal(refusal) from refusal
+
+
+def _opening_offset(scope: Scope) -> int | None:
+    """Where the writer says it stands: ``?offset=N``, and nothing else."""
+    query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    if not query:
+        return None
+    if list(query) != ["offset"] or len(query["offset"]) != 1:
+        raise malformed(f"expected the one query parameter 'offset', got {sorted(query)}")
+    return parse_offset(query["offset"][0])
 
 
 def _frame(message: Message) -> bytes:

@@ -31,7 +31,9 @@ _FRAMING_BYTES = 64
 class IngestReply(BaseModel):
     """Receipt of one message; means over its chunks are of before each was learned."""
 
-    offset: int = Field(description="stream offset after the message, bytes")
+    offset: int = Field(
+        description="stream offset after the message, or for a duplicate the stream's, bytes"
+    )
     chunks: int = Field(description="chunks learned from it")
     entropy: float | None = Field(
         description="mean H = std(h), the original's proxy; null where no chunk was learned"
@@ -93,6 +95,15 @@ class StatusReply(BaseModel):
     beta: float = Field(description="metabolic β")
     entropy: float | None = Field(description="H of the last chunk; null before the first")
     genome_generation: int = Field(description="genomes swapped in since birth")
+
+
+class SnapshotReply(BaseModel):
+    """A snapshot that is on the disk."""
+
+    offset: int = Field(description="stream offset it stands for, bytes")
+    sequence: int = Field(description="last record of the journal it has seen")
+    state_sha256: str = Field(description="checksum of cortex and offset")
+    size_bytes: int = Field(description="its size")
 
 
 class GenomeReply(BaseModel):

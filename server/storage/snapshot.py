@@ -1,75 +1,66 @@
-"""The state folder: one snapshot file, replaced whole, and a lock against a second daemon."""
+"""Snapshots: whole states, each in a file of its own, the last two kept."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 from pathlib import Path
 
-_SNAPSHOT = "organism.snapshot"
-_LOCK = "lock"
+from server.storage.disk import Disk
+
+SUFFIX = ".snapshot"
+
+_KEPT = 2
+_TEMPORARY = "new"
+_BAD = ".bad"
 
 
-class StateDirError(RuntimeError):
-    """The state folder cannot be used; the message says why."""
+class Snapshots:
+    """The snapshots of a folder; not safe to share between threads."""
 
+    def __init__(self, folder: Path, disk: Disk) -> None:
+        self._folder = folder
+        self._disk = disk
 
-class StateDir:
-    """A state folder, held by this process alone until ``close``."""
+    def recover(self) -> None:
+        """Make sure that what is seen now is on the disk."""
+        self._disk.sync_folder(self._folder)
 
-    def __init__(self, path: Path) -> None:
-        """Create the folder where it is missing, and lock it.
+    def newest_first(self) -> list[tuple[int, Path]]:
+        """What there is: the sequence each has seen, and its file."""
+        return snapshots(self._folder)
 
-        Raises:
-            StateDirError: another daemon holds it, or it cannot be made.
-        """
-        self._path = path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / _LOCK).open("w")
-        except OSError as error:
-            raise StateDirError(f"cannot use state folder {path}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise StateDirError(
-                f"state folder {path} is held by another daemon: stop it, "
-                "or set another ORGANISM_STATE_DIR"
-            ) from error
+    def write(self, sequence: int, blob: bytes) -> None:
+        """Keep a snapshot: after a crash at any moment it is there whole, or not at all.
 
-    @property
-    def snapshot_path(self) -> Path:
-        """Where the snapshot stands."""
-        return self._path / _SNAPSHOT
-
-    def read(self) -> bytes | None:
-        """Bytes of the last snapshot; None before the first.
+        Args:
+            sequence: of the last record that it has seen.
+            blob: its bytes.
 
         Raises:
-            StateDirError: it is there and cannot be read.
+            OSError: it cannot be written; those before stand.
         """
+        temporary = self._folder / _TEMPORARY
+        file = self._disk.create(temporary)
         try:
-            return self.snapshot_path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StateDirError(f"cannot read {self.snapshot_path}: {error.strerror}") from error
-
-    def write(self, blob: bytes) -> None:
-        """Replace the snapshot: after a crash at any moment the old or the new one is whole."""
-        temporary = self.snapshot_path.with_suffix(".new")
-        with temporary.open("wb") as file:
-            file.write(blob)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.snapshot_path)
-        folder = os.open(self._path, os.O_RDONLY)
-        try:
-            os.fsync(folder)
+            self._disk.write(file, [blob])
+            self._disk.sync(file)
         finally:
-            os.close(folder)
+            self._disk.close(file)
+        self._disk.rename(temporary, self._folder / f"{sequence:020d}{SUFFIX}")
+        self._disk.sync_folder(self._folder)
+        for _, path in self.newest_first()[_KEPT:]:
+            self._disk.remove(path)
 
-    def close(self) -> None:
-        """Release the folder."""
-        self._lock.close()
+    def set_aside(self, path: Path) -> None:
+        """Let a bad one count no more; its file stays for inspection."""
+        self._disk.rename(path, path.with_suffix(_BAD))
+
+    def covered(self) -> int:
+        """Sequence up to which each kept snapshot stands for the journal."""
+        kept = self.newest_first()
+        return kept[-1][0] if len(kept) >= _KEPT else 0
+
+
+def snapshots(folder: Path) -> list[tuple[int, Path]]:
+    """The snapshots of a folder, newest first: the sequence each has seen, and its file."""
+    found = (path for path in folder.glob(f"*{SUFFIX}") if path.stem.isdigit())
+    return sorted(((int(path.stem), path) for path in found), reverse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import signal
 import socket
 import subprocess
@@ -92,7 +93,7 @@ def test_msgpack_in_and_out(daemon: Daemon) -> None:
 
 
 def test_a_writer_may_say_where_it_stands(daemon: Daemon) -> None:
-    """Right offset: learned. The last message again: told so, not learned. Else: 409."""
+    """Right offset: learned. Bytes that stand there already: told so. Else: 409."""
     offset = str(daemon.status()["offset"])
     first = daemon.ingest(b"only once\n", **{"Upload-Offset": offset})
     assert first.json()["chunks"] == 1
@@ -102,11 +103,16 @@ def test_a_writer_may_say_where_it_stands(daemon: Daemon) -> None:
     assert again.json()["duplicate"] is True
     assert again.json()["chunks"] == 0
     assert again.json()["offset"] == first.json()["offset"]
-    for wrong in (b"other bytes\n", b"only once"):
+    part = daemon.ingest(b"once\n", **{"Upload-Offset": str(int(offset) + 5)})
+    assert part.json()["duplicate"] is True
+    for wrong in (b"other bytes\n", b"ONLY once\n", b"only once\nand more"):
         refused = daemon.ingest(wrong, **{"Upload-Offset": offset})
         assert refused.status_code == 409
         assert refused.json()["offset"] == first.json()["offset"]
     assert daemon.ingest(b"gap\n", **{"Upload-Offset": "999999999"}).status_code == 409
+    head = daemon.client.head("/ingest")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["upload-offset"] == str(first.json()["offset"])
     assert daemon.status() == state
 
 
@@ -373,19 +379,35 @@ def test_one_daemon_a_state_folder(tmp_path: Path, genome_path: Path) -> None:
     assert "held by another daemon" in done.stderr
 
 
-def test_a_damaged_snapshot_is_refused(tmp_path: Path, genome_path: Path) -> None:
-    """Never a guess: the organism does not wake with half a memory."""
-    with Daemon(tmp_path / "state", genome_path) as daemon:
-        daemon.ingest(b"something\n")
+def test_a_damaged_journal_is_refused(tmp_path: Path, genome_path: Path) -> None:
+    """Never a guess: file and byte are named, and ``verify`` shows the way forward."""
+    state, settings = tmp_path / "state", {"ORGANISM_SNAPSHOT_INTERVAL_S": "3600"}
+    with Daemon(state, genome_path, settings) as daemon:
+        daemon.ingest(b"first\n")
+        daemon.ingest(b"second\n")
+        before = daemon.status()
         daemon.stop()
-    snapshot = tmp_path / "state" / "organism.snapshot"
-    blob = bytearray(snapshot.read_bytes())
-    blob[len(blob) // 2] ^= 1
-    snapshot.write_bytes(blob)
-    environment = {"ORGANISM_STATE_DIR": str(tmp_path / "state")}
-    done = subprocess.run(
-        [sys.executable, "-m", "server"], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    assert "sha256 does not match" in done.stderr
-    assert str(snapshot) in done.stderr
+    (segment,) = (state / "journal").iterdir()
+    blob = bytearray(segment.read_bytes())
+    at = blob.find(b"first")
+    blob[at] ^= 1
+    segment.write_bytes(blob)
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        environment = {"ORGANISM_STATE_DIR": str(state), "ORGANISM_PORT": "0"}
+        command = (sys.executable, "-m", "server", *command)
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    refused = run()
+    assert refused.returncode == 1
+    assert f"{segment}, byte " in refused.stderr
+    assert "python -m server verify" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert run("verify").returncode == 1
+    repaired = run("verify", "--repair", "--json")
+    assert repaired.returncode == 0, repaired.stderr
+    assert json.loads(repaired.stdout)["verdict"] == "good"
+    with Daemon(state, genome_path) as daemon:
+        assert daemon.status() == before
+        assert daemon.recall(b"second").json()["recall_error"] == 0
+    assert (state / "damaged-1" / "journal" / segment.name).read_bytes() == blob

@@ -20,7 +20,7 @@ from server.engine import Engine, SwapRefused
 from server.errors import Problem
 from server.metrics import Metrics
 from server.settings import ServerSettings, load_settings
-from server.storage.snapshot import StateDirError
+from server.storage.statedir import StateDirError
 from tests.conftest import small_config
 from tests.server.conftest import small_genome
 
@@ -37,7 +37,7 @@ def settings(folder: Path, **changes: str) -> ServerSettings:
 def engine(folder: Path, genome: Genome | None = None, **changes: str) -> Iterator[Engine]:
     """A running engine."""
     running = Engine(settings(folder, **changes), Metrics(), lambda: genome or small_genome())
-    running.start()
+    running.start().result(timeout=60)
     try:
         yield running
     finally:
@@ -81,9 +81,7 @@ def test_sleeping_changes_nothing(tmp_path: Path) -> None:
             running.submit(message).result(timeout=30)
         awake = running.life
     with engine(tmp_path / "slept") as running:
-        slept = running.life
-        assert slept.state_sha256 == awake.state_sha256
-        assert slept.last_message == awake.last_message
+        assert running.life.state_sha256 == awake.state_sha256
 
 
 def test_receipts_tell_the_means_before_learning(tmp_path: Path) -> None:
@@ -123,7 +121,8 @@ def held(running: Engine) -> Iterator[None]:
         release.wait(30)
 
     with running._condition:
-        running._enqueue(running._reads, hold)
+        running._reads.append(hold)
+        running._condition.notify()
     assert entered.wait(30)
     try:
         yield
@@ -171,10 +170,8 @@ def test_life_is_that_of_whole_messages(tmp_path: Path) -> None:
         assert len(seen) <= 2
 
 
-def test_a_failure_while_learning_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A fault in a message's middle undoes its beginning; the learner lives on."""
+def test_a_fault_while_learning_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message's beginning is undone, nothing more is taken, recall goes on; a start mends it."""
     with engine(tmp_path) as running:
         running.submit(MESSAGES[0]).result(timeout=30)
         before = running.life
@@ -189,10 +186,17 @@ def test_a_failure_while_learning_changes_nothing(
 
         learn = LivingCortex.learn
         monkeypatch.setattr(LivingCortex, "learn", failing)
-        with pytest.raises(RuntimeError, match="in the middle"):
+        with pytest.raises(Problem, match="learner failed"):
             running.submit(b"line\n" * 100).result(timeout=30)
         after = running.life
         assert (after.state_sha256, after.entropy) == (before.state_sha256, before.entropy)
+        assert not running.ready
+        with pytest.raises(Problem, match="learner failed"):
+            running.submit(b"four\n")
+        assert running.recall(b"line").result(timeout=30).offset == before.offset
+    monkeypatch.setattr(LivingCortex, "learn", learn)
+    with engine(tmp_path) as running:
+        assert running.life.offset == before.offset + 500
         assert running.submit(b"four\n").result(timeout=30).chunks == 1
 
 

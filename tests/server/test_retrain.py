@@ -84,7 +84,7 @@ def judged(tmp_path: Path, running_score: float, candidate_score: float, body: G
     async def run() -> Job:
         metrics = Metrics()
         engine = Engine(load_settings({"ORGANISM_STATE_DIR": str(tmp_path)}), metrics, small_genome)
-        engine.start()
+        engine.start().result(timeout=60)
         try:
             retrainer = Judge(engine, metrics)
             job = retrainer.start(RetrainRequest())
@@ -129,7 +129,7 @@ def test_a_child_that_fails_says_why(tmp_path: Path) -> None:
         engine = Engine(
             load_settings({"ORGANISM_STATE_DIR": str(tmp_path)}), metrics, lambda: broken
         )
-        engine.start()
+        engine.start().result(timeout=60)
         try:
             retrainer = Retrainer(engine, metrics)
             # A request that no client can make: the child refuses it.

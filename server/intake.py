@@ -1,0 +1,331 @@
+"""The intake: messages in, commits out. What a commit holds is in the journal, and on the disk.
+
+Owns the queue of what waits, its bound in bytes, the journal while it is appended to, and the
+verdict on each message's offset: learned once, a duplicate, or refused. On one thread. One sync
+stands for all messages that wait together.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+from server import errors
+from server.errors import Problem
+from server.learner import BATCH_BYTES, CHUNKINGS
+from server.metrics import Metrics
+from server.settings import ServerSettings
+from server.storage.journal import Entry, Journal, JournalDamaged
+from server.storage.segment import MESSAGES, Kind, Record
+
+Verdict = Problem | Literal["learned", "duplicate"]
+
+_SYNC_EVERY_S = 1.0
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_log = logging.getLogger("organism.intake")
+_T = TypeVar("_T")
+
+
+class Sink(Protocol):
+    """Takes what became of a message, on the learner's thread; a ``Future`` is one."""
+
+    def set_result(self, result: Any, /) -> None:
+        """Take its receipt."""
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Take what refused it."""
+
+
+class Commit(NamedTuple):
+    """Messages that were judged together.
+
+    Attributes:
+        records: in the journal, to be learned in order.
+        answers: whom to tell what, in order; each ``learned`` stands for the next record.
+        size: bytes that no longer wait once they are told.
+    """
+
+    records: list[Record]
+    answers: list[tuple[Sink, Verdict]]
+    size: int
+
+
+class _Waiting(NamedTuple):
+    """A message, or a genome, that waits."""
+
+    kind: Kind
+    payload: bytes
+    claimed: int | None
+    sink: Sink
+
+
+class Intake:
+    """Takes messages from any thread once it is open; delivers commits from its own.
+
+    Attributes:
+        queued_bytes: of messages that were taken and not told of yet.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        metrics: Metrics,
+        journal: Journal,
+        deliver: Callable[[Commit], None],
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._journal = journal
+        self._deliver = deliver
+        self._kind = next(kind for kind, name in CHUNKINGS.items() if name == settings.chunking)
+        self._condition = threading.Condition(threading.Lock())
+        self._queue: deque[_Waiting] = deque()
+        self._chores: deque[Callable[[], None]] = deque()
+        self._refusal: Callable[[], Problem] | None = errors.not_ready
+        self._closed = self._ending = False
+        self._deadline = float("inf")
+        self._synced_at = time.monotonic()
+        self._offset = 0
+        self._thread = threading.Thread(target=self._run, name="journal")
+        self.queued_bytes = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether messages are taken."""
+        return self._refusal is None
+
+    @property
+    def offset(self) -> int:
+        """Offset of the stream after the last message that was committed."""
+        return self._offset
+
+    def open(self) -> None:
+        """Take messages from now on, unless closed before; the journal has been recovered."""
+        self._offset = self._journal.offset
+        with self._condition:
+            if not self._closed:
+                self._refusal = None
+        self._thread.start()
+
+    def put(self, message: bytes, claimed: int | None, sink: Sink) -> None:
+        """Queue a message of at least one byte; ``wake`` has it looked at.
+
+        Args:
+            message: its bytes.
+            claimed: where the writer believes the stream to be; judged when its turn comes.
+            sink: told what became of it.
+
+        Raises:
+            Problem: not open, or too many bytes wait.
+        """
+        self._put(_Waiting(self._kind, message, claimed, sink))
+
+    def put_genome(self, genome: bytes, sink: Sink) -> None:
+        """Queue a genome that takes over, in order with the messages.
+
+        Raises:
+            Problem: not open, or too many bytes wait.
+        """
+        self._put(_Waiting(Kind.GENOME, genome, None, sink))
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the thread look at what was put: once for many messages."""
+        with self._condition:
+            self._condition.notify()
+
+    def released(self, commit: Commit) -> None:
+        """Its messages have been told of."""
+        with self._condition:
+            self.queued_bytes -= commit.size
+
+    def call(self, chore: Callable[[], _T]) -> Future[_T]:
+        """Do something to the journal between two commits."""
+        future: Future[_T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(chore())
+            except Exception as error:  # whoever asked gets the fault
+                future.set_exception(error)
+
+        with self._condition:
+            if self._thread.is_alive():
+                self._chores.append(run)
+                self._condition.notify()
+                return future
+        run()
+        return future
+
+    def refuse(self, refusal: Callable[[], Problem]) -> None:
+        """Take nothing more; what waits is refused too."""
+        with self._condition:
+            self._refusal = refusal
+            self._deadline = float("-inf")
+            self._condition.notify()
+
+    def close(self) -> None:
+        """Take nothing more; what waits is committed."""
+        with self._condition:
+            self._closed = True
+            self._refusal = self._refusal or errors.not_ready
+            self._condition.notify()
+
+    def stop(self, deadline: float) -> None:
+        """Close, commit what waits until a time by the monotonic clock, and end the thread."""
+        self.close()
+        with self._condition:
+            self._deadline = min(self._deadline, deadline)
+            self._ending = True
+            self._condition.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _put(self, waiting: _Waiting) -> None:
+        with self._condition:
+            if self._refusal is not None:
+                raise self._refusal()
+            if self.queued_bytes + len(waiting.payload) > self._settings.queue_limit_bytes:
+                raise errors.overloaded()
+            self._queue.append(waiting)
+            self.queued_bytes += len(waiting.payload)
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                while not (self._queue or self._chores or self._ending or self._sync_is_due()):
+                    self._condition.wait(self._patience())
+                chores, batch = [*self._chores], self._next()
+                self._chores.clear()
+                if not chores and not batch and self._ending:
+                    return
+            for chore in chores:
+                chore()
+            if batch:
+                self._commit(batch)
+            if self._sync_is_due():
+                self._sync()
+
+    def _next(self) -> list[_Waiting]:
+        """Take a batch; the caller holds the condition."""
+        batch: list[_Waiting] = []
+        size = 0
+        while self._queue and size < BATCH_BYTES:
+            batch.append(self._queue.popleft())
+            size += len(batch[-1].payload)
+        return batch
+
+    def _commit(self, batch: list[_Waiting]) -> None:
+        """Journal what is to be learned of a batch, and deliver it with a verdict for each."""
+        size = sum(len(waiting.payload) for waiting in batch)
+        records: list[Record] = []
+        verdicts: Sequence[Verdict]
+        if time.monotonic() > self._deadline:
+            refusal = self._refusal or errors.not_ready
+            verdicts = [refusal() for _ in batch]
+        else:
+            try:
+                verdicts = self._judge(batch)
+                records = self._append(batch, verdicts)
+            except Problem as problem:
+                verdicts = [problem] * len(batch)
+            except Exception as error:  # the thread's edge: whoever waits is told
+                verdicts = [self._failed(error)] * len(batch)
+        answers = [
+            (waiting.sink, verdict) for waiting, verdict in zip(batch, verdicts, strict=True)
+        ]
+        self._offset = self._journal.offset
+        self._deliver(Commit(records, answers, size))
+
+    def _append(self, batch: list[_Waiting], verdicts: Sequence[Verdict]) -> list[Record]:
+        width = self._settings.chunk_bytes
+        entries = [
+            Entry(waiting.kind, width if waiting.kind in MESSAGES else 0, waiting.payload)
+            for waiting, verdict in zip(batch, verdicts, strict=True)
+            if verdict == "learned"
+        ]
+        if not entries:
+            return []
+        try:
+            records = self._journal.append(entries)
+        except OSError as error:
+            if error.errno in _DISK_FULL:
+                _log.warning("disk full: %d messages are refused", len(batch))
+                raise errors.disk_full() from error
+            raise self._failed(error) from error
+        if self._settings.fsync == "always" and (problem := self._sync()):
+            raise problem
+        return records
+
+    def _sync(self) -> Problem | None:
+        start = time.monotonic()
+        try:
+            self._journal.sync()
+        except OSError as error:
+            return self._failed(error)
+        self._synced_at = time.monotonic()
+        self._metrics.journal_fsync.observe(self._synced_at - start)
+        return None
+
+    def _failed(self, error: Exception) -> Problem:
+        """Stop learning: nobody knows what of the last bytes is on the disk."""
+        _log.critical("the journal cannot be written, learning has stopped: %s", error)
+        self._journal.abandon()
+        self.refuse(errors.halted)
+        return errors.halted()
+
+    def _sync_is_due(self) -> bool:
+        return self._patience() == 0.0
+
+    def _patience(self) -> float | None:
+        """Seconds until the journal is to be synced; None where nothing asks for it."""
+        journal = self._journal
+        if self._settings.fsync != "everysec" or not journal.is_behind:
+            return None
+        if not self.is_open:
+            return 0.0
+        return max(self._synced_at + _SYNC_EVERY_S - time.monotonic(), 0.0)
+
+    def _judge(self, batch: list[_Waiting]) -> list[Verdict]:
+        """What becomes of each message, were those before it learned."""
+        if all(waiting.claimed is None for waiting in batch):
+            return ["learned"] * len(batch)
+        pending = bytearray()
+        verdicts: list[Verdict] = []
+        for waiting in batch:
+            claimed, offset = waiting.claimed, self._journal.offset + len(pending)
+            verdict: Verdict = "learned"
+            if claimed is not None and claimed != offset:
+                known = self._committed(claimed, len(waiting.payload), pending)
+                verdict = (
+                    "duplicate"
+                    if known == waiting.payload
+                    else errors.offset_mismatch(claimed, offset)
+                )
+            elif waiting.kind in MESSAGES:
+                pending += waiting.payload
+            verdicts.append(verdict)
+        return verdicts
+
+    def _committed(self, claimed: int, size: int, pending: bytearray) -> bytes | None:
+        """Bytes of the stream, those of this batch included; None where not all are retained."""
+        written = self._journal.offset
+        old = b""
+        if claimed < written:
+            try:
+                found = self._journal.read(claimed, min(size, written - claimed))
+            except (JournalDamaged, OSError) as error:
+                _log.error("the journal cannot be read back: %s", error)
+                return None
+            if found is None:
+                return None
+            old = found
+        start = max(claimed - written, 0)
+        return old + bytes(pending[start : start + size - len(old)])

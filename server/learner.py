@@ -1,0 +1,219 @@
+"""The learner: folds the journal's records into a life, and remembers their chunks.
+
+The same fold whether a record has just been written or is replayed after a crash: same records,
+same life, to the last bit. Used by one thread. Knows nothing of queues, files or replies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+
+from organism.chunking import Chunking, Spans, chunk_spans
+from organism.encoder import encode_spans
+from organism.genome import from_bytes
+from organism.jit import F32
+from organism.living import LivingCortex, Trace
+from server.episodes import Episodes
+from server.life import LegacySnapshot, Life
+from server.storage.segment import MESSAGES, Kind, Record
+from server.wire import Receipt
+
+# Records are learned together up to about so many bytes; a longer one by itself.
+BATCH_BYTES = 1 << 16
+# Chunks learned between two looks at what else there is to do: about a millisecond.
+_BLOCK_CHUNKS = 64
+
+CHUNKINGS: dict[Kind, Chunking] = {Kind.LINES: "lines", Kind.WINDOWS: "windows"}
+
+
+@dataclass(frozen=True)
+class CueReading:
+    """What the cortex makes of a cue, and the offset it had then."""
+
+    familiarity: float
+    entropy: float
+    offset: int
+
+
+class Learner:
+    """One living cortex and its episode memory, moved on by ``fold`` alone."""
+
+    def __init__(self, episodes: Episodes) -> None:
+        self.episodes = episodes
+        self._life: Life | None = None
+        self._cortex: LivingCortex  # ahead of the life's own while records are being folded
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has been born, or woken."""
+        return self._life is not None
+
+    @property
+    def life(self) -> Life:
+        """The organism after the last whole record."""
+        assert self._life is not None, "not born yet"
+        return self._life
+
+    def wake(self, life: Life) -> None:
+        """Go on from a life."""
+        self._life = life
+        self._cortex = LivingCortex(life.genome, life.kept)
+
+    def fold(
+        self,
+        records: Sequence[Record],
+        between: Callable[[], None] = lambda: None,
+        lived: Callable[[int, F32], None] = lambda *_: None,
+    ) -> list[Receipt | Life]:
+        """Live through records, in order.
+
+        Args:
+            records: that follow the life's last.
+            between: called between blocks of chunks; what it raises ends the fold.
+            lived: told the bytes of some messages and the familiarity of their chunks.
+
+        Returns:
+            What each record came to: the receipt of a message, or the life after another record.
+
+        Raises:
+            Exception: a fault; the life is the one after the last whole group of records.
+        """
+        outcomes: list[Receipt | Life] = []
+        for (kind, _), group in groupby(records, key=lambda record: (record.kind, record.width)):
+            if kind in MESSAGES:
+                outcomes += self._live([*group], between, lived)
+            else:
+                outcomes += [self._turn(record) for record in group]
+        return outcomes
+
+    def remember(self, records: Sequence[Record]) -> None:
+        """Take the chunks of records that were lived before into episode memory."""
+        for (kind, _), group in groupby(records, key=lambda record: (record.kind, record.width)):
+            if kind in MESSAGES:
+                some = [*group]
+                data, _, spans = _cut(some)
+                self.episodes.add(data, spans, some[0].offset + spans[:, 0])
+            elif kind is Kind.EPISODES:
+                for record in group:
+                    self.episodes.add(*_unpack_episodes(record.payload))
+
+    def recall(self, cue: bytes) -> CueReading:
+        """Ask the cortex about a cue of at least one byte. Changes nothing."""
+        (e,) = self._encode(cue, np.array([[0, len(cue)]]))
+        return CueReading(*self._cortex.recall(e), self.life.offset)
+
+    def _live(
+        self,
+        records: Sequence[Record],
+        between: Callable[[], None],
+        lived: Callable[[int, F32], None],
+    ) -> list[Receipt]:
+        before = self.life
+        data, ends, spans = _cut(records)
+        try:
+            trace = self._learn(data, spans, between)
+            self.episodes.add(data, spans, before.offset + spans[:, 0])
+        except BaseException:
+            self._cortex.restore(before.kept)
+            raise
+        self._life = replace(
+            before,
+            kept=self._cortex.copy(),
+            offset=before.offset + len(data),
+            sequence=records[-1].sequence,
+            entropy=float(trace.entropy[-1]) if len(spans) else before.entropy,
+        )
+        lived(len(data), trace.familiarity)
+        return _receipts(before, trace, np.searchsorted(spans[:, 0], ends).tolist(), ends)
+
+    def _learn(self, data: bytes, spans: Spans, between: Callable[[], None]) -> Trace:
+        """Learn chunks in order, a block at a time."""
+        traces = []
+        for first in range(0, len(spans), _BLOCK_CHUNKS):
+            vectors = self._encode(data, spans[first : first + _BLOCK_CHUNKS])
+            traces.append(self._cortex.learn(vectors))
+            between()
+        return Trace.joined(traces)
+
+    def _turn(self, record: Record) -> Life:
+        """Live through a record that is no message."""
+        if record.kind is Kind.GENOME:
+            genome = from_bytes(record.payload)
+            if self._life is None:
+                self.wake(Life.born(genome, record.sequence, record.offset))
+                return self.life
+            self._cortex.follow(genome)
+            self._life = replace(self._life, genome=genome, generation=self._life.generation + 1)
+        else:
+            self.remember([record])
+        self._life = replace(self.life, sequence=record.sequence)
+        return self._life
+
+    def _encode(self, data: bytes, spans: Spans) -> F32:
+        config = self.life.genome.config
+        return encode_spans(data, spans, config.encoder, config.cortex.d_in)
+
+
+def batches(records: Iterable[Record], covered: int) -> Iterator[list[Record]]:
+    """Group records that can be folded together; none reaches across a sequence."""
+    batch: list[Record] = []
+    size = 0
+    for record in records:
+        batch.append(record)
+        size += len(record.payload)
+        if size >= BATCH_BYTES or record.sequence == covered:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def pack_episodes(legacy: LegacySnapshot) -> bytes:
+    """Write the payload of a record of chunks lived before the journal began."""
+    content = [legacy.chunks, legacy.spans.tolist(), legacy.offsets.tolist()]
+    packed: bytes = msgpack.packb(content)
+    return packed
+
+
+def warm_up(life: Life) -> None:
+    """Compile every kernel, or load it from the cache, before the first message comes."""
+    cue = b"a first line"
+    learner = Learner(Episodes(1, len(cue)))
+    learner.wake(life)
+    learner.fold([Record(Kind.LINES, len(cue), life.sequence + 1, life.offset, cue)])
+    learner.recall(cue)
+
+
+def _unpack_episodes(payload: bytes) -> tuple[bytes, Spans, npt.NDArray[np.int64]]:
+    chunks, spans, offsets = msgpack.unpackb(payload)
+    return chunks, np.array(spans, np.int64).reshape(-1, 2), np.array(offsets, np.int64)
+
+
+def _cut(records: Sequence[Record]) -> tuple[bytes, list[int], Spans]:
+    """Join messages of one kind and width, and cut them into chunks."""
+    data = b"".join([record.payload for record in records])
+    ends = list(accumulate(len(record.payload) for record in records))
+    first = records[0]
+    return data, ends, chunk_spans(data, CHUNKINGS[first.kind], first.width, ends)
+
+
+def _receipts(before: Life, trace: Trace, counts: list[int], ends: list[int]) -> list[Receipt]:
+    """Receipts of messages that end after so many chunks and bytes of a batch."""
+    receipts, first, beta = [], 0, before.beta
+    entropies, familiarities = trace.entropy.tolist(), trace.familiarity.tolist()
+    betas = trace.beta.tolist()
+    for last, end in zip(counts, ends, strict=True):
+        entropy = familiarity = None
+        if chunks := last - first:
+            entropy = sum(entropies[first:last]) / chunks
+            familiarity = sum(familiarities[first:last]) / chunks
+            beta = betas[last - 1]
+        receipts.append(Receipt(before.offset + end, chunks, entropy, familiarity, beta, False))
+        first = last
+    return receipts

@@ -1,0 +1,104 @@
+"""Connections: how many, and how long a request may take to come in. Below the application.
+
+A client that sends a byte a minute, or headers without end, must not hold a place for ever. A
+client that reads no reply is the kernel's to drop (``listen`` tells it when).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from server import errors
+from server.errors import Problem
+from server.metrics import Metrics
+from server.settings import ServerSettings
+
+_HEAD_LIMIT_BYTES = 1 << 16
+
+
+def patient(settings: ServerSettings, metrics: Metrics) -> type[HttpToolsProtocol]:
+    """Make the protocol that serves a connection within the limits of these settings."""
+    timeout_s, most = settings.request_timeout_s, settings.connections
+
+    class Patient(HttpToolsProtocol):
+        """uvicorn's protocol, which ends what takes too long."""
+
+        _since: float | None = None
+        _in_head, _head_ended = True, False
+        _head_bytes = 0
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._since = self.loop.time()
+            if len(self.connections) > most:
+                self._refuse(errors.too_many_connections())
+            else:
+                self.loop.call_later(timeout_s, self._look)
+
+        def data_received(self, data: bytes) -> None:
+            only_head, self._head_ended = self._in_head, False
+            super().data_received(data)
+            self._head_bytes += len(data)
+            if not only_head or self._head_ended:
+                self._head_bytes = 0
+            if self._head_bytes > _HEAD_LIMIT_BYTES and not self.transport.is_closing():
+                self._refuse(errors.head_too_large(_HEAD_LIMIT_BYTES))
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self._since = self.loop.time()
+
+        def on_headers_complete(self) -> None:
+            self._in_head, self._head_ended = False, True
+            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            self._since, self._in_head = None, True
+            super().on_message_complete()
+
+        def send_400_response(self, msg: str) -> None:
+            self._refuse(errors.malformed("this is not HTTP/1.1"))
+
+        def _look(self) -> None:
+            """End the connection if its request is late; else look again when it could be."""
+            if self.transport.is_closing() or self.transport.get_protocol() is not self:
+                return
+            now = self.loop.time()
+            due = now if self._since is None else self._since
+            if self._since is not None and now - due >= timeout_s:
+                self._refuse(errors.too_slow(timeout_s))
+            else:
+                self.loop.call_later(due + timeout_s - now, self._look)
+
+        def _refuse(self, problem: Problem) -> None:
+            metrics.refused(problem.status)
+            if self.cycle is None or not self.cycle.response_started:
+                self.transport.write(_response(problem))
+            self.transport.close()
+
+    return Patient
+
+
+def listen(config: uvicorn.Config, settings: ServerSettings) -> socket.socket:
+    """Bind the address; what is accepted there is dropped when its client reads no reply."""
+    listener = config.bind_socket()
+    # Linux: bytes sent and not taken for so long end the connection (RFC 5482), also while the
+    # client's window stays shut. Elsewhere the connection stays, and its reader alone waits.
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        timeout_ms = max(int(settings.request_timeout_s * 1000), 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+    return listener
+
+
+def _response(problem: Problem) -> bytes:
+    """Write a whole reply that closes the connection; no application has given it an id."""
+    response = errors.problem_response(problem, "none")
+    headers: dict[str, Any] = dict(response.headers) | {"connection": "close"}
+    lines = [f"HTTP/1.1 {problem.status} {problem.title}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + bytes(response.body)

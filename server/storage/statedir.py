@@ -1,0 +1,72 @@
+"""The state folder: what is where in it, and a lock against a second daemon."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+
+from server.storage.disk import Disk
+
+_LOCK = "lock"
+
+
+class StateDirError(RuntimeError):
+    """The state folder cannot be used; the message says why."""
+
+
+class StateDir:
+    """A state folder, held by this process alone until ``close``.
+
+    Attributes:
+        path: the folder.
+        journal: folder of the journal's segments.
+        snapshots: folder of the snapshots.
+    """
+
+    def __init__(self, path: Path, disk: Disk) -> None:
+        """Create the folders where they are missing, durably, and lock them.
+
+        Raises:
+            StateDirError: another daemon holds it, or it cannot be made.
+        """
+        self.path = path.absolute()
+        self.journal, self.snapshots = journal_folder(self.path), snapshot_folder(self.path)
+        try:
+            for folder in (*_missing(self.path), self.path, self.journal, self.snapshots):
+                disk.make_folder(folder)
+                disk.sync_folder(folder.parent)
+            self._lock = (self.path / _LOCK).open("w")
+        except OSError as error:
+            raise StateDirError(f"cannot use state folder {path}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise StateDirError(
+                f"state folder {path} is held by another daemon: stop it, "
+                "or set another ORGANISM_STATE_DIR"
+            ) from error
+
+    def close(self) -> None:
+        """Release the folder."""
+        self._lock.close()
+
+
+def journal_folder(state_dir: Path) -> Path:
+    """Where a state folder has its journal."""
+    return state_dir / "journal"
+
+
+def snapshot_folder(state_dir: Path) -> Path:
+    """Where a state folder has its snapshots."""
+    return state_dir / "snapshots"
+
+
+def legacy_snapshot(state_dir: Path) -> Path:
+    """Where versions without a journal kept their one snapshot."""
+    return state_dir / "organism.snapshot"
+
+
+def _missing(path: Path) -> list[Path]:
+    """Folders above a path that are not there, outermost first."""
+    return [parent for parent in reversed(path.parents) if not parent.exists()]

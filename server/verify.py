@@ -1,0 +1,274 @@
+"""``python -m server verify``: what a state folder holds, and how to go on where it is damaged.
+
+Reads with the eyes of the daemon's own start, so that both come to the same verdict. A repair keeps
+what can follow a good snapshot, or the birth, and sets everything else aside; it deletes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from organism.genome import GenomeError
+from organism.tensorfile import TensorFileError
+from server.life import LegacySnapshot, Life
+from server.storage.disk import Disk
+from server.storage.journal import Entry, Journal, JournalDamaged
+from server.storage.segment import (
+    HEADER_BYTES,
+    MESSAGES,
+    Fault,
+    Kind,
+    Record,
+    read_head,
+    segments,
+    whole_records,
+)
+from server.storage.snapshot import snapshots
+from server.storage.statedir import (
+    StateDir,
+    StateDirError,
+    journal_folder,
+    legacy_snapshot,
+    snapshot_folder,
+)
+
+_SEGMENT_BYTES = 8 << 20
+
+
+@dataclass
+class SnapshotReport:
+    """One snapshot: the record it has seen, and what is wrong with it, if anything."""
+
+    file: str
+    sequence: int
+    offset: int | None = None
+    fault: str | None = None
+
+
+@dataclass
+class Report:
+    """What a state folder holds.
+
+    Attributes:
+        verdict: ``good``, ``torn`` (a tail that was never acknowledged is cut at the next start) or
+            ``damaged`` (the daemon refuses to start).
+        detail: file, byte and reason where it is not good.
+        segments: files of the journal.
+        records: whole records, up to the damage.
+        messages: how many of them are messages.
+        genomes: how many of them are genomes.
+        start: first stream offset that is retained.
+        offset: stream offset that a start would reach.
+    """
+
+    folder: str
+    verdict: str = "good"
+    detail: str | None = None
+    snapshots: list[SnapshotReport] = field(default_factory=list)
+    segments: int = 0
+    records: int = 0
+    messages: int = 0
+    genomes: int = 0
+    start: int = 0
+    offset: int = 0
+
+
+class _Untouched(Disk):
+    """A disk that is only looked at; remembers what a start would cut."""
+
+    def __init__(self) -> None:
+        self.cut = False
+
+    def truncate(self, file: int, size: int) -> None:
+        """Leave the file as it is."""
+        self.cut = True
+
+    def remove(self, path: Path) -> None:
+        """Leave the file where it is."""
+        self.cut = True
+
+    def sync(self, file: int) -> None:
+        """Nothing was written."""
+
+    def sync_folder(self, path: Path) -> None:
+        """Nothing was written."""
+
+
+def inspect(folder: Path) -> Report:
+    """Read everything, change nothing."""
+    report = Report(str(folder))
+    woken = _good_snapshot(folder, report)
+    covered, offset = (0, 0) if woken is None else (woken.sequence, woken.offset)
+    seen = max((snapshot.sequence for snapshot in report.snapshots), default=0)
+    disk = _Untouched()
+    journal = Journal(journal_folder(folder), disk, _SEGMENT_BYTES)
+    report.segments = len(segments(journal_folder(folder)))
+    try:
+        for record in journal.recover(covered, offset, seen):
+            report.records += 1
+            report.messages += record.kind in MESSAGES
+            report.genomes += record.kind is Kind.GENOME
+    except JournalDamaged as damage:
+        report.verdict = "damaged"
+        report.detail = f"{damage.path}, byte {damage.position}: {damage.reason}"
+    else:
+        if disk.cut:
+            report.verdict, report.detail = "torn", "a tail that was never acknowledged"
+    report.start, report.offset = journal.start, journal.offset
+    journal.close()
+    return report
+
+
+def repair(folder: Path) -> str:
+    """Make a damaged folder start again; return what became of it, for a person.
+
+    Raises:
+        StateDirError: a daemon runs on it, or nothing that is left can be started from.
+        OSError: it cannot be written.
+    """
+    state_dir = StateDir(folder, Disk())
+    try:
+        report = inspect(folder)
+        if report.verdict != "damaged":
+            return "nothing to repair"
+        woken = _good_snapshot(folder, Report(str(folder)))
+        covered, offset = (0, 0) if woken is None else (woken.sequence, woken.offset)
+        kept = _following(folder, covered)
+        if kept is None and not covered:
+            raise StateDirError(
+                f"{folder}: no snapshot is good and the journal's beginning is gone: put a copy of "
+                "the folder back, or begin anew in another one"
+            )
+        aside = next(p for n in count(1) if not (p := state_dir.path / f"damaged-{n}").exists())
+        rebuilt = state_dir.path / f"{aside.name}.rebuilt"
+        end = _rebuild(rebuilt, kept or [], covered, offset)
+        disk = Disk()
+        disk.make_folder(aside)
+        disk.rename(state_dir.journal, aside / state_dir.journal.name)
+        disk.rename(rebuilt, state_dir.journal)
+        for path in snapshot_folder(folder).glob("*.bad"):
+            disk.rename(path, aside / path.name)
+        for sequence, path in snapshots(state_dir.snapshots):
+            if sequence > max(covered, kept[-1].sequence if kept else 0):
+                disk.rename(path, aside / path.name)
+        for changed in (aside, state_dir.snapshots, state_dir.path):
+            disk.sync_folder(changed)
+        return (
+            f"{len(kept or [])} records are kept, the old journal is in {aside}; "
+            f"the stream goes on at offset {end}"
+        )
+    finally:
+        state_dir.close()
+
+
+def describe(commands: Any) -> None:
+    """Add the command to a parser's."""
+    parser: argparse.ArgumentParser = commands.add_parser("verify", description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", help="state folder; default: the setting's")
+    parser.add_argument("--repair", action="store_true", help="make a damaged folder start again")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(options: argparse.Namespace, default: Path) -> int:
+    """Run the command; 0 where the daemon would start, 1 where it would not."""
+    folder: Path = options.folder or default
+    if not folder.is_dir():
+        print(f"organism: no state folder {folder}", file=sys.stderr)
+        return 1
+    if options.repair:
+        try:
+            print(repair(folder), file=sys.stderr)
+        except (StateDirError, OSError) as error:
+            print(f"organism: {error}", file=sys.stderr)
+            return 1
+    report = inspect(folder)
+    print(json.dumps(asdict(report), indent=2) if options.json else _text(report))
+    return int(report.verdict == "damaged")
+
+
+def _good_snapshot(folder: Path, report: Report) -> Life | None:
+    """The newest good one's life; what each is goes into the report."""
+    woken: Life | None = None
+    for sequence, path in snapshots(snapshot_folder(folder)):
+        found = SnapshotReport(path.name, sequence)
+        try:
+            life = Life.from_snapshot(path.read_bytes())
+        except (TensorFileError, GenomeError, KeyError, OSError) as error:
+            found.fault = str(error)
+        else:
+            found.offset = life.offset
+            woken = woken or life
+        report.snapshots.append(found)
+    legacy = legacy_snapshot(folder)
+    if woken is None and legacy.exists():
+        found = SnapshotReport(legacy.name, 0)
+        try:
+            woken = LegacySnapshot.from_bytes(legacy.read_bytes()).life
+            found.offset = woken.offset
+        except (TensorFileError, GenomeError, KeyError, OSError) as error:
+            found.fault = str(error)
+        report.snapshots.append(found)
+    return woken
+
+
+def _following(folder: Path, covered: int) -> list[Record] | None:
+    """The unbroken run of whole records that a state after ``covered`` can go on with."""
+    run: list[Record] = []
+    for record in _all_whole(folder):
+        if run and record.sequence != run[-1].sequence + 1:
+            if run[0].sequence <= covered + 1 <= run[-1].sequence + 1:
+                break
+            run = []
+        run.append(record)
+    fits = run and run[0].sequence <= covered + 1 <= run[-1].sequence + 1
+    return run if fits else None
+
+
+def _all_whole(folder: Path) -> Iterator[Record]:
+    for path in segments(journal_folder(folder)):
+        data = path.read_bytes()
+        try:
+            head = read_head(path, data)
+        except Fault:
+            continue
+        for record, _ in whole_records(data, head.marker, HEADER_BYTES):
+            yield record
+
+
+def _rebuild(folder: Path, kept: list[Record], covered: int, offset: int) -> int:
+    """Write records into a new journal; return the stream's offset after them."""
+    disk = Disk()
+    disk.make_folder(folder)
+    journal = Journal(folder, disk, _SEGMENT_BYTES)
+    first, start = (kept[0].sequence - 1, kept[0].offset) if kept else (covered, offset)
+    for _ in journal.recover(first, start):
+        pass
+    for record in kept:
+        journal.append([Entry(record.kind, record.width, record.payload)])
+    journal.sync()
+    journal.close()
+    return journal.offset
+
+
+def _text(report: Report) -> str:
+    lines = [f"{report.folder}: {report.verdict}"]
+    if report.detail:
+        lines.append(f"  {report.detail}")
+    for snapshot in report.snapshots:
+        state = snapshot.fault or f"good, offset {snapshot.offset}"
+        lines.append(f"  snapshot {snapshot.file}: {state}")
+    lines.append(
+        f"  journal: {report.segments} segments, {report.records} whole records "
+        f"({report.messages} messages, {report.genomes} genomes), "
+        f"stream from {report.start} to {report.offset}"
+    )
+    if report.verdict == "damaged":
+        lines.append("  python -m server verify --repair keeps what can be, and deletes nothing")
+    return "\n".join(lines)
