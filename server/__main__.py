@@ -51,8 +51,8 @@ def main() -> int:
     """Run until SIGTERM or Ctrl-C, or inspect a state folder.
 
     Returns:
-        0 after a clean stop, 1 where the state cannot be read or written, 2 for settings that
-        cannot be run with; uvicorn exits with 3 where the address cannot be had.
+        0 after a clean stop; 1 where the state cannot be read or written, or the address cannot
+        be had; 2 for settings that cannot be run with.
     """
     parser = argparse.ArgumentParser("python -m server", description=__doc__)
     verify.describe(parser.add_subparsers(dest="command", metavar="verify"))
@@ -83,7 +83,15 @@ def _run(settings: ServerSettings) -> int:
         return _EXIT_FAILED
     server = _Server(settings, engine, metrics)
     try:
-        server.serve_until_stopped(recovered)
+        listener = listen(settings)
+    except OSError as error:
+        print(
+            f"organism: cannot listen on {settings.host}:{settings.port}: {error}", file=sys.stderr
+        )
+        engine.stop()
+        return _EXIT_FAILED
+    try:
+        server.serve_until_stopped(listener, recovered)
     finally:
         # A second signal must not cut the snapshot short.
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -131,10 +139,10 @@ class _Server(uvicorn.Server):
         """Time that is left to stop in."""
         return max(self._deadline - time.monotonic(), _LEAST_PATIENCE_S)
 
-    def serve_until_stopped(self, recovered: Future[None]) -> None:
+    def serve_until_stopped(self, listener: socket.socket, recovered: Future[None]) -> None:
         """Serve until a signal comes, or until there is nothing to serve."""
         recovered.add_done_callback(self._look)
-        self.run([listen(self.config, self._settings)])
+        self.run([listener])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take nothing more, and give requests under way their time."""

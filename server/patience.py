@@ -10,7 +10,6 @@ import asyncio
 import socket
 from typing import Any
 
-import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server import errors
@@ -84,9 +83,21 @@ def patient(settings: ServerSettings, metrics: Metrics) -> type[HttpToolsProtoco
     return Patient
 
 
-def listen(config: uvicorn.Config, settings: ServerSettings) -> socket.socket:
-    """Bind the address; what is accepted there is dropped when its client reads no reply."""
-    listener = config.bind_socket()
+def listen(settings: ServerSettings) -> socket.socket:
+    """Bind the address; what is accepted there is dropped when its client reads no reply.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    # asyncio sends small replies at once only where it is told that this is TCP.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError:
+        listener.close()
+        raise
     # Linux: bytes sent and not taken for so long end the connection (RFC 5482), also while the
     # client's window stays shut. Elsewhere the connection stays, and its reader alone waits.
     if hasattr(socket, "TCP_USER_TIMEOUT"):

@@ -171,7 +171,7 @@ def test_life_is_that_of_whole_messages(tmp_path: Path) -> None:
 
 
 def test_a_fault_while_learning_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message's beginning is undone, nothing more is taken, recall goes on; a start mends it."""
+    """Its beginning is undone, nothing more is taken, recall goes on; the next start learns it."""
     with engine(tmp_path) as running:
         running.submit(MESSAGES[0]).result(timeout=30)
         before = running.life
