@@ -349,7 +349,6 @@ class Engine:
 
     def _recover(self) -> None:
         """Read the newest good snapshot, and replay what the journal has beyond it."""
-        self._snapshots.recover()
         seen = max((sequence for sequence, _ in self._snapshots.newest_first()), default=0)
         legacy = self._wake()
         covered = self._learner.life.sequence if self._learner.alive else 0

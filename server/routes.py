@@ -9,7 +9,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
 from server import errors, wire
@@ -35,20 +36,48 @@ _UPLOAD_OFFSET = {
     "description": "where the writer believes the stream to be: then the message is learned once",
 }
 
-_PROBLEM: dict[str, Any] = {"content": {"application/problem+json": {}}}
+_JOB_ID = {"name": "job_id", "in": "path", "required": True, "schema": {"type": "string"}}
+_NO_KEY: dict[str, Any] = {"security": []}
+
+# What any request may be refused with before a route sees it: not HTTP, no key, a page of another
+# site, too slow, a Host that is not ours, a head without end, no place or no organism yet.
+_ANYWHERE = (400, 401, 403, 408, 421, 431, 503)
+_TEMPORARY = (503, 507)
+_RETRY_AFTER = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
 
 
 def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"description": "Refused; nothing changed", **_PROBLEM} for status in statuses}
+    """Describe what a route refuses, beside what is refused anywhere."""
+    refusal = {
+        "description": "Refused; nothing changed",
+        "content": {wire.PROBLEM: {"schema": wire.reference(wire.ProblemReply)}},
+    }
+    return {
+        status: refusal | ({"headers": _RETRY_AFTER} if status in _TEMPORARY else {})
+        for status in sorted({*_ANYWHERE, *statuses})
+    }
+
+
+def _replies(model: type[BaseModel], *refusals: int, status: int = 200) -> dict[str, Any]:
+    """Describe a reply in either format, and what a route refuses."""
+    packed = {wire.MSGPACK: {"schema": wire.reference(model)}}
+    return {
+        "status_code": status,
+        "response_model": model,
+        "responses": {status: {"content": packed}, **_refusals(*refusals)},
+    }
 
 
 def _bytes_body(key: str, what: str) -> dict[str, Any]:
-    """Describe a body that is raw bytes or a one-key msgpack map, for the OpenAPI document."""
-    raw = {"schema": {"type": "string", "format": "binary"}}
+    """Describe a body that is raw bytes or a one-key msgpack map."""
+    raw = {"type": "string", "format": "binary", "minLength": 1}
     packed = {
-        "schema": {"type": "object", "properties": {key: {"type": "string", "format": "binary"}}}
+        "type": "object",
+        "properties": {key: raw},
+        "required": [key],
+        "additionalProperties": False,
     }
-    content = {wire.OCTETS: raw, wire.MSGPACK: packed}
+    content = {wire.OCTETS: {"schema": raw}, wire.MSGPACK: {"schema": packed}}
     return {"requestBody": {"required": True, "description": what, "content": content}}
 
 
@@ -66,15 +95,14 @@ def make_router(
     _add_recall(router, settings, engine, metrics, replies)
     _add_status(router, engine)
     _add_retraining(router, engine, retrainer)
-    _add_operation(router, engine, metrics)
+    _add_operation(router, settings, engine, metrics)
     return router
 
 
 def _add_ingest(router: APIRouter, engine: Engine, app: ASGIApp) -> None:
     @router.post(
         "/ingest",
-        response_model=wire.IngestReply,
-        responses=_refusals(400, 401, 408, 409, 413, 415, 503, 507),
+        **_replies(wire.IngestReply, 409, 413, 415, 507),
         openapi_extra=_bytes_body("data", "bytes of the stream") | {"parameters": [_UPLOAD_OFFSET]},
         summary="Learn from a message",
     )
@@ -83,7 +111,8 @@ def _add_ingest(router: APIRouter, engine: Engine, app: ASGIApp) -> None:
 
     @router.head(
         "/ingest",
-        responses={200: {"headers": {"Upload-Offset": _OFFSET}}, **_refusals(401, 503)},
+        response_class=Response,
+        responses={200: {"headers": {"Upload-Offset": _OFFSET}}, **_refusals()},
         summary="Where the stream stands",
     )
     async def asked() -> Response:
@@ -129,8 +158,7 @@ def _add_recall(
 
     @router.post(
         "/recall",
-        response_model=wire.RecallReply,
-        responses=_refusals(400, 401, 413, 415, 503),
+        **_replies(wire.RecallReply, 413, 415),
         openapi_extra=_bytes_body("cue", "one chunk"),
         summary="Ask about a cue",
     )
@@ -142,8 +170,7 @@ def _add_recall(
 
     @router.get(
         "/recall",
-        response_model=wire.RecallReply,
-        responses=_refusals(400, 401, 413, 503),
+        **_replies(wire.RecallReply, 413),
         openapi_extra={
             "parameters": [
                 {"name": "cue", "in": "query", "required": True, "schema": {"type": "string"}}
@@ -156,7 +183,7 @@ def _add_recall(
 
 
 def _add_status(router: APIRouter, engine: Engine) -> None:
-    @router.get("/status", response_model=wire.StatusReply, responses=_refusals(401, 503))
+    @router.get("/status", **_replies(wire.StatusReply), summary="Where the organism stands")
     async def status(request: Request) -> Response:
         life = engine.life
         reply = wire.StatusReply(
@@ -170,7 +197,7 @@ def _add_status(router: APIRouter, engine: Engine) -> None:
         )
         return wire.render(request, reply)
 
-    @router.get("/genome", response_model=wire.GenomeReply, responses=_refusals(401, 503))
+    @router.get("/genome", **_replies(wire.GenomeReply), summary="The running genome")
     async def genome(request: Request) -> Response:
         life = engine.life
         reply = wire.GenomeReply(
@@ -187,9 +214,7 @@ def _add_status(router: APIRouter, engine: Engine) -> None:
 def _add_retraining(router: APIRouter, engine: Engine, retrainer: Retrainer) -> None:
     @router.post(
         "/retrain",
-        status_code=202,
-        response_model=Job,
-        responses=_refusals(400, 401, 409, 413, 503),
+        **_replies(Job, 409, 413, status=202),
         openapi_extra={
             "requestBody": {
                 "content": {"application/json": {"schema": RetrainRequest.model_json_schema()}}
@@ -202,21 +227,44 @@ def _add_retraining(router: APIRouter, engine: Engine, retrainer: Retrainer) -> 
             raise errors.not_ready()
         return wire.render(request, retrainer.start(await _retrain_request(request)), 202)
 
-    @router.get("/jobs/{job_id}", response_model=Job, responses=_refusals(401, 404))
-    async def job(request: Request, job_id: str) -> Response:
-        return wire.render(request, retrainer.job(job_id))
+    @router.get(
+        "/jobs/{job_id}",
+        **_replies(Job, 404),
+        openapi_extra={"parameters": [_JOB_ID]},
+        summary="How a retraining goes",
+    )
+    async def job(request: Request) -> Response:
+        return wire.render(request, retrainer.job(request.path_params["job_id"]))
 
 
-def _add_operation(router: APIRouter, engine: Engine, metrics: Metrics) -> None:
-    @router.get("/metrics", responses=_refusals(401), summary="Prometheus series")
+def _add_operation(
+    router: APIRouter, settings: ServerSettings, engine: Engine, metrics: Metrics
+) -> None:
+    @router.get(
+        "/metrics",
+        response_class=PlainTextResponse,
+        responses=_refusals(),
+        openapi_extra=_NO_KEY if settings.metrics_open else {},
+        summary="Prometheus series",
+    )
     async def prometheus() -> Response:
         return Response(metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    @router.get("/healthz", summary="Whether the process lives")
+    @router.get(
+        "/healthz",
+        responses=_refusals(),
+        openapi_extra=_NO_KEY,
+        summary="Whether the process lives",
+    )
     async def healthz() -> dict[str, str]:
         return {"status": "alive"}
 
-    @router.get("/readyz", responses=_refusals(503), summary="Whether messages are taken")
+    @router.get(
+        "/readyz",
+        responses=_refusals(),
+        openapi_extra=_NO_KEY,
+        summary="Whether messages are taken",
+    )
     async def readyz() -> dict[str, str]:
         if not engine.ready:
             raise errors.not_ready(engine.progress)
@@ -224,8 +272,7 @@ def _add_operation(router: APIRouter, engine: Engine, metrics: Metrics) -> None:
 
     @router.post(
         "/snapshots",
-        response_model=wire.SnapshotReply,
-        responses=_refusals(401, 503, 507),
+        **_replies(wire.SnapshotReply, 507),
         summary="Keep the state as it is now",
     )
     async def snapshot(request: Request) -> Response:

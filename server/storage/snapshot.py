@@ -20,10 +20,6 @@ class Snapshots:
         self._folder = folder
         self._disk = disk
 
-    def recover(self) -> None:
-        """Make sure that what is seen now is on the disk."""
-        self._disk.sync_folder(self._folder)
-
     def newest_first(self) -> list[tuple[int, Path]]:
         """What there is: the sequence each has seen, and its file."""
         return snapshots(self._folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from pathlib import Path
 
 from server.storage.disk import Disk
@@ -32,8 +33,10 @@ class StateDir:
         self.path = path.absolute()
         self.journal, self.snapshots = journal_folder(self.path), snapshot_folder(self.path)
         try:
-            for folder in (*_missing(self.path), self.path, self.journal, self.snapshots):
+            above = (folder for folder in reversed(self.path.parents) if not _is_others(folder))
+            for folder in (*above, self.path, self.journal, self.snapshots):
                 disk.make_folder(folder)
+                # Not only what was made now: a start before this one may have been cut short here.
                 disk.sync_folder(folder.parent)
             self._lock = (self.path / _LOCK).open("w")
         except OSError as error:
@@ -67,6 +70,6 @@ def legacy_snapshot(state_dir: Path) -> Path:
     return state_dir / "organism.snapshot"
 
 
-def _missing(path: Path) -> list[Path]:
-    """Folders above a path that are not there, outermost first."""
-    return [parent for parent in reversed(path.parents) if not parent.exists()]
+def _is_others(folder: Path) -> bool:
+    """Whether a folder is not for this process to make: it is there, in one not written by it."""
+    return folder.exists() and not os.access(folder.parent, os.W_OK | os.R_OK)
