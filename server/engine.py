@@ -232,8 +232,8 @@ class Engine:
                     raise OSError("the journal is behind the cortex and cannot be written")
                 self._kept = self._write_snapshot(life)
             covered, retained = self._snapshots.covered(), self._settings.journal_bytes
-            start = self._intake.call(lambda: self._journal.drop(covered, retained)).result()
-            self.episodes.forget_before(start)
+            if self._intake.call(lambda: self._journal.drop(covered, retained)).result():
+                self.episodes.forget_before(self._journal.start)
             return self._kept
 
     def close(self) -> None:
@@ -370,7 +370,6 @@ class Engine:
             if time.monotonic() > said + _PROGRESS_EVERY_S:
                 said = time.monotonic()
                 _log.info("recovering: %.0f%% of the journal read", 100 * self._progress)
-        self.episodes.forget_before(self._journal.start)
         if not self._learner.alive:
             self._be_born()
         elif legacy is not None and self._journal.sequence == 0:

@@ -205,7 +205,7 @@ class Journal:
         self._synced_size = self._segments[-1].size
         self.durable = self.sequence
 
-    def drop(self, covered: int, retained_bytes: int) -> int:
+    def drop(self, covered: int, retained_bytes: int) -> bool:
         """Remove old segments; the one that is appended to stays.
 
         Args:
@@ -213,14 +213,15 @@ class Journal:
             retained_bytes: bytes of the stream that stay at least.
 
         Returns:
-            The first stream offset whose bytes are retained.
+            Whether anything was removed.
         """
+        before = len(self._segments)
         while len(self._segments) > 1:
             following = self._segments[1].head
             if following.sequence > covered + 1 or following.offset > self.offset - retained_bytes:
                 break
             self._disk.remove(self._segments.pop(0).path)
-        return self.start
+        return len(self._segments) < before
 
     def read(self, offset: int, size: int) -> bytes | None:
         """Read bytes of the stream again; None where not all of them are retained."""
