@@ -33,9 +33,19 @@ class Daemon:
     state_dir: Path
     genome: Path
     settings: dict[str, str] = field(default_factory=dict)
+    wait: bool = True
 
     def __enter__(self) -> Daemon:
-        """Start it and wait until it takes messages."""
+        """Start it and wait until it takes messages, if it is to be waited for."""
+        self._launch()
+        deadline = time.monotonic() + 60
+        while self.wait and not self._ready():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, "not ready within 60 s"
+            time.sleep(0.02)
+        return self
+
+    def _launch(self) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -53,12 +63,6 @@ class Daemon:
                 [sys.executable, "-m", "server"], env=environment, stderr=log
             )
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
-        deadline = time.monotonic() + 60
-        while not self._ready():
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, "not ready within 60 s"
-            time.sleep(0.02)
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Stop it cleanly, if the test has not."""
@@ -72,6 +76,11 @@ class Daemon:
         self.process.wait(timeout=60)
         assert self.process.returncode == 0, self.log.read_text()
         assert "Traceback" not in self.log.read_text()
+
+    def kill(self) -> None:
+        """End it at once, whatever it does."""
+        self.process.kill()
+        self.process.wait(timeout=60)
 
     def ingest(self, data: bytes, **headers: str) -> httpx.Response:
         """Post bytes to be learned."""

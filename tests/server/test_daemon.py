@@ -11,6 +11,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import msgpack
 import pytest
 
@@ -377,6 +378,41 @@ def test_one_daemon_a_state_folder(tmp_path: Path, genome_path: Path) -> None:
         )
     assert done.returncode == 1
     assert "held by another daemon" in done.stderr
+
+
+def test_a_recovery_is_told_and_ends_well(tmp_path: Path, genome_path: Path) -> None:
+    """Not ready, and how far it is, until all that was acknowledged is learned again."""
+    settings = {"ORGANISM_SNAPSHOT_INTERVAL_S": "3600"}
+    message = b"".join(b"line %d of a long message\n" % i for i in range(60_000))
+    with Daemon(tmp_path / "state", genome_path, settings) as daemon:
+        for _ in range(2):
+            assert daemon.ingest(message).status_code == 200
+        before = daemon.status()
+        daemon.kill()
+    with Daemon(tmp_path / "state", genome_path, settings, wait=False) as daemon:
+        told = set()
+        while (reply := answered(daemon, "/readyz")).status_code == 503:
+            told.add(reply.json()["recovery_progress"])
+            assert daemon.client.get("/healthz").status_code == 200
+            for refused in (
+                daemon.ingest(b"x\n"),
+                daemon.recall(b"x"),
+                answered(daemon, "/status"),
+            ):
+                assert refused.status_code in (200, 503)
+        assert len(told) > 1
+        assert all(0 <= progress <= 1 for progress in told)
+        assert daemon.recall(b"line 59999 of a long message").json()["recall_error"] == 0
+        assert daemon.status() == before
+
+
+def answered(daemon: Daemon, path: str) -> httpx.Response:
+    """Ask until the port is open."""
+    while True:
+        try:
+            return daemon.client.get(path)
+        except httpx.ConnectError:
+            assert daemon.process.poll() is None, daemon.log.read_text()
 
 
 def test_a_damaged_journal_is_refused(tmp_path: Path, genome_path: Path) -> None:

@@ -1,0 +1,112 @@
+"""The intake: one sync for all that wait, by the policy that was set; nothing told before."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from server.engine import Engine
+from server.metrics import Metrics
+from server.settings import load_settings
+from server.storage.disk import Disk
+from tests.server.conftest import small_genome
+
+
+class Slow(Disk):
+    """A disk whose syncs are counted, and wait while the gate is shut."""
+
+    def __init__(self) -> None:
+        self.syncs = 0
+        self.written = 0
+        self.gate = threading.Event()
+        self.gate.set()
+        self.waiting = threading.Event()
+
+    def write(self, file: int, parts: Sequence[bytes]) -> None:
+        """Count the bytes."""
+        self.written += sum(map(len, parts))
+        super().write(file, parts)
+
+    def sync(self, file: int) -> None:
+        """Wait for the gate, and count."""
+        self.waiting.set()
+        assert self.gate.wait(30)
+        super().sync(file)
+        self.syncs += 1
+
+
+@contextmanager
+def engine(folder: Path, disk: Disk, fsync: str) -> Iterator[Engine]:
+    """A running engine on a disk."""
+    values = {
+        "ORGANISM_STATE_DIR": str(folder),
+        "ORGANISM_FSYNC": fsync,
+        "ORGANISM_SNAPSHOT_INTERVAL_S": "86400",
+    }
+    running = Engine(load_settings(values), Metrics(), small_genome, disk)
+    running.start().result(timeout=60)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for a condition."""
+    tick = threading.Event()
+    for _ in range(3000):
+        if holds():
+            return
+        tick.wait(0.01)
+    raise AssertionError("it did not come true within 30 s")
+
+
+def test_one_sync_stands_for_all_that_wait(tmp_path: Path) -> None:
+    """Nobody is told before it; those that came while it ran share the next."""
+    disk = Slow()
+    with engine(tmp_path, disk, "always") as running:
+        running.submit(b"the first segment begins\n").result(timeout=60)
+        before = disk.syncs
+        disk.waiting.clear()
+        disk.gate.clear()
+        first = running.submit(b"first\n")
+        assert disk.waiting.wait(30)
+        others = [running.submit(b"message %d\n" % i) for i in range(50)]
+        assert not first.done()
+        assert running.recall(b"first").result(timeout=30).offset == 25
+        disk.gate.set()
+        offsets = [other.result(timeout=60).offset for other in others]
+        assert first.result(timeout=60).offset == 31
+        assert offsets == sorted(offsets)
+        assert disk.syncs == before + 2
+
+
+def test_everysec_tells_at_once_and_syncs_within_a_second(tmp_path: Path) -> None:
+    """An answer does not wait for the disk; the disk follows by itself."""
+    disk = Slow()
+    with engine(tmp_path, disk, "everysec") as running:
+        running.submit(b"the first segment begins\n").result(timeout=60)
+        until(lambda: not running._journal.is_behind)
+        before = disk.syncs
+        disk.gate.clear()
+        assert running.submit(b"told before it is synced\n").result(timeout=30).chunks == 1
+        disk.gate.set()
+        until(lambda: disk.syncs == before + 1)
+        assert not running._journal.is_behind
+
+
+def test_no_leaves_the_time_to_the_system(tmp_path: Path) -> None:
+    """Nothing is synced but with a snapshot, which must not be ahead of the journal."""
+    disk = Slow()
+    with engine(tmp_path, disk, "no") as running:
+        running.submit(b"the first segment begins\n").result(timeout=60)
+        before, written = disk.syncs, disk.written
+        for i in range(20):
+            running.submit(b"message %d\n" % i).result(timeout=60)
+        assert disk.syncs == before
+        assert disk.written > written
+        running.snapshot()
+        assert disk.syncs == before + 2
+        assert not running._journal.is_behind
