@@ -27,6 +27,9 @@ from server.storage.segment import MESSAGES, Kind, Record
 Verdict = Problem | Literal["learned", "duplicate"]
 
 _SYNC_EVERY_S = 1.0
+# Commits at the learner: one in work and one that waits, so that it never waits for the disk. What
+# comes meanwhile is one group, and costs one sync.
+_AHEAD = 2
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _log = logging.getLogger("organism.intake")
@@ -92,7 +95,7 @@ class Intake:
         self._closed = self._ending = False
         self._deadline = float("inf")
         self._synced_at = time.monotonic()
-        self._offset = 0
+        self._offset = self._ahead = 0
         self._thread = threading.Thread(target=self._run, name="journal")
         self.queued_bytes = 0
 
@@ -145,6 +148,8 @@ class Intake:
         """Its messages have been told of."""
         with self._condition:
             self.queued_bytes -= commit.size
+            self._ahead -= 1
+            self._condition.notify()
 
     def call(self, chore: Callable[[], _T]) -> Future[_T]:
         """Do something to the journal between two commits."""
@@ -200,11 +205,13 @@ class Intake:
     def _run(self) -> None:
         while True:
             with self._condition:
-                while not (self._queue or self._chores or self._ending or self._sync_is_due()):
+                while not (self._may_commit() or self._chores or self._sync_is_due()):
+                    if self._ending and not self._queue:
+                        break
                     self._condition.wait(self._patience())
                 chores, batch = [*self._chores], self._next()
                 self._chores.clear()
-                if not chores and not batch and self._ending:
+                if not chores and not self._queue and not batch and self._ending:
                     return
             for chore in chores:
                 chore()
@@ -213,11 +220,14 @@ class Intake:
             if self._sync_is_due():
                 self._sync()
 
+    def _may_commit(self) -> bool:
+        return bool(self._queue) and self._ahead < _AHEAD
+
     def _next(self) -> list[_Waiting]:
         """Take a batch; the caller holds the condition."""
         batch: list[_Waiting] = []
         size = 0
-        while self._queue and size < BATCH_BYTES:
+        while self._may_commit() and size < BATCH_BYTES:
             batch.append(self._queue.popleft())
             size += len(batch[-1].payload)
         return batch
@@ -242,6 +252,8 @@ class Intake:
             (waiting.sink, verdict) for waiting, verdict in zip(batch, verdicts, strict=True)
         ]
         self._offset = self._journal.offset
+        with self._condition:
+            self._ahead += 1
         self._deliver(Commit(records, answers, size))
 
     def _append(self, batch: list[_Waiting], verdicts: Sequence[Verdict]) -> list[Record]:
