@@ -341,6 +341,27 @@ def test_pages_of_other_sites_are_refused(daemon: Daemon) -> None:
     assert daemon.ingest(b"from our own page\n", Origin=own).status_code == 200
 
 
+def test_no_path_of_a_client_reaches_the_file_system(daemon: Daemon) -> None:
+    """What is asked for is a route or nothing; no file comes, none is made."""
+    daemon.ingest(b"something\n")
+    before = {path for path in daemon.state_dir.rglob("*") if path.suffix != ".snapshot"}
+    for path in (
+        "/../../../../etc/passwd",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        "/jobs/..%2f..%2f..%2fetc%2fpasswd",
+        "/jobs/%2fetc%2fpasswd",
+        "/docs/../../lock",
+        "/snapshots/../lock",
+    ):
+        with socket.create_connection(("127.0.0.1", daemon.port)) as connection:
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            answer = connection.recv(1 << 16)
+            assert answer.split()[1] == b"404", path
+            assert b"root:" not in answer
+    after = {path for path in daemon.state_dir.rglob("*") if path.suffix != ".snapshot"}
+    assert after == before
+
+
 @pytest.mark.parametrize(
     ("settings", "status", "message"),
     [
