@@ -76,22 +76,18 @@ def _run(settings: ServerSettings) -> int:
     set_threads(1)
     metrics = Metrics()
     engine = Engine(settings, metrics, lambda: load(settings.genome))
-    try:
-        recovered = engine.start()
-    except StateDirError as error:
-        print(f"organism: {error}", file=sys.stderr)
-        return _EXIT_FAILED
     server = _Server(settings, engine, metrics)
     try:
         listener = listen(settings)
     except OSError as error:
-        print(
-            f"organism: cannot listen on {settings.host}:{settings.port}: {error}", file=sys.stderr
-        )
-        engine.stop()
+        address = f"{settings.host}:{settings.port}"
+        print(f"organism: cannot listen on {address}: {error.strerror}", file=sys.stderr)
         return _EXIT_FAILED
     try:
-        server.serve_until_stopped(listener, recovered)
+        server.serve_until_stopped(listener, engine.start())
+    except StateDirError as error:
+        print(f"organism: {error}", file=sys.stderr)
+        return _EXIT_FAILED
     finally:
         # A second signal must not cut the snapshot short.
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -106,7 +102,7 @@ def _stop(engine: Engine, patience_s: float) -> bool:
     except OSError as error:
         print(f"organism: cannot write the snapshot: {error}", file=sys.stderr)
         return False
-    fault = engine.recovered.exception()
+    fault = engine.recovered.exception() if engine.recovered.done() else None
     if fault is None or isinstance(fault, Stopped):
         return True
     if not isinstance(fault, JournalDamaged | StateDirError | GenomeError | OSError):

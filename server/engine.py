@@ -39,7 +39,13 @@ from server.storage.disk import Disk
 from server.storage.journal import Entry, Journal
 from server.storage.segment import Kind
 from server.storage.snapshot import Snapshots
-from server.storage.statedir import StateDir, StateDirError, legacy_snapshot
+from server.storage.statedir import (
+    StateDir,
+    StateDirError,
+    journal_folder,
+    legacy_snapshot,
+    snapshot_folder,
+)
 from server.wire import Receipt
 
 _PROGRESS_EVERY_S = 2.0
@@ -84,6 +90,12 @@ class Engine:
         self._metrics = metrics
         self._birth_genome = birth_genome
         self._disk = disk or Disk()
+        self._state_dir: StateDir | None = None
+        folder = settings.state_dir.absolute()
+        self._journal = Journal(journal_folder(folder), self._disk, settings.segment_bytes)
+        self._snapshots = Snapshots(snapshot_folder(folder), self._disk)
+        self._legacy = legacy_snapshot(folder)
+        self._intake = Intake(settings, metrics, self._journal, self._committed)
         self.episodes = Episodes(settings.episode_chunks, settings.episode_bytes)
         self.recovered: Future[None] = Future()
         self._learner = Learner(self.episodes)
@@ -138,10 +150,6 @@ class Engine:
             StateDirError: the folder is held by another daemon, or cannot be made.
         """
         self._state_dir = StateDir(self._settings.state_dir, self._disk)
-        segment_bytes = self._settings.segment_bytes
-        self._journal = Journal(self._state_dir.journal, self._disk, segment_bytes)
-        self._snapshots = Snapshots(self._state_dir.snapshots, self._disk)
-        self._intake = Intake(self._settings, self._metrics, self._journal, self._committed)
         self._metrics.recovery_progress.set_function(lambda: self._progress)
         self._thread.start()
         return self.recovered
@@ -260,15 +268,17 @@ class Engine:
         with self._condition:
             self._draining, self._deadline = True, deadline
             self._condition.notify()
-        self._thread.join()
         try:
-            if self.recovered.exception() is None:
-                self._keeper.join()
-                self.snapshot()
-                _log.info("stopped at offset %d", self.life.offset)
+            if self._thread.ident is not None:
+                self._thread.join()
+                if self.recovered.exception() is None:
+                    self._keeper.join()
+                    self.snapshot()
+                    _log.info("stopped at offset %d", self.life.offset)
         finally:
             self._journal.close()
-            self._state_dir.close()
+            if self._state_dir is not None:
+                self._state_dir.close()
 
     def _must_have_recovered(self) -> None:
         if not self.recovered.done() or self.recovered.exception() is not None:
@@ -397,12 +407,11 @@ class Engine:
                 self._snapshots.set_aside(path)
             else:
                 return None
-        path = legacy_snapshot(self._state_dir.path)
-        if path.exists():
+        if self._legacy.exists():
             try:
-                legacy = LegacySnapshot.from_bytes(path.read_bytes())
+                legacy = LegacySnapshot.from_bytes(self._legacy.read_bytes())
             except (TensorFileError, GenomeError, KeyError) as error:
-                raise StateDirError(f"{path}: {error}") from error
+                raise StateDirError(f"{self._legacy}: {error}") from error
             self._learner.wake(legacy.life)
             return legacy
         return None
@@ -418,7 +427,7 @@ class Engine:
         self._learner.fold(self._journal.append([Entry(Kind.EPISODES, 0, pack_episodes(legacy))]))
         self._journal.sync()
         self._write_snapshot(self._learner.life)
-        self._disk.remove(legacy_snapshot(self._state_dir.path))
+        self._disk.remove(self._legacy)
 
     def _write_snapshot(self, life: Life) -> Kept:
         blob = life.to_snapshot()

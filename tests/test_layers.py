@@ -81,6 +81,7 @@ LAYERS = [
     "benchmarks.retrieval",
     "benchmarks.startup",
     "benchmarks.scaling",
+    "benchmarks.chaos",
 ]
 
 

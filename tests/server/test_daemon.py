@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -284,6 +285,37 @@ def test_a_signal_lets_it_finish(number: signal.Signals, tmp_path: Path, genome_
         assert reply.result(timeout=60).json()["chunks"] == 4000
     with Daemon(tmp_path / "state", genome_path) as daemon:
         assert daemon.status()["steps"] == 4000
+
+
+@pytest.mark.parametrize("patience_s", [0.0, 0.01, 0.05, 0.2])
+def test_a_signal_while_it_starts_ends_it(
+    patience_s: float, tmp_path: Path, genome_path: Path
+) -> None:
+    """However early: the folder is free again, and whole."""
+    state = tmp_path / "state"
+    with Daemon(state, genome_path, wait=False) as daemon:
+        deadline = time.monotonic() + 30
+        while not (state / "lock").exists():
+            assert time.monotonic() < deadline
+        # Into the start by so much: nothing tells from outside where it is.
+        time.sleep(patience_s)
+        daemon.stop()
+    with Daemon(state, genome_path) as daemon:
+        assert daemon.status()["offset"] == 0
+
+
+def test_an_address_that_is_taken_is_named(daemon: Daemon, tmp_path: Path) -> None:
+    """No traceback, and the folder is not touched."""
+    environment = {
+        "ORGANISM_STATE_DIR": str(tmp_path / "state"),
+        "ORGANISM_PORT": str(daemon.port),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "server"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{daemon.port}: Address already in use" in done.stderr
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_key_is_asked_of_all_but_health(tmp_path: Path, genome_path: Path) -> None:
