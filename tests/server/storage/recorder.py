@@ -224,7 +224,7 @@ class _Disk:
         if not any(file.unsynced for file in self.files.values()):
             fates = ["kept"]
         # Each folder by itself, its changes there or not.
-        for fate, *there in product(fates, *[(False, True)] * len(changed)):
+        for fate, there in product(fates, [*product((False, True), repeat=len(changed))]):
             kept = {folder for folder, stays in zip(changed, there, strict=True) if stays}
             yield self._tree(fate, kept)
 

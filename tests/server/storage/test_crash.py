@@ -84,21 +84,22 @@ class Driver:
     def live(self) -> list[Operation]:
         """Birth, segments, snapshots that drop the oldest, a full disk, a stop and a start."""
         self._start()
-        for step in (
+        steps: list[Callable[[], None]] = [
             lambda: self._send_until(5),
-            lambda: self._snapshot(),
+            self._snapshot,
             lambda: self._send_until(9),
-            lambda: self._send_to_a_full_disk(),
+            self._send_to_a_full_disk,
             lambda: self._send_until(10),
-            lambda: self._snapshot(),
+            self._snapshot,
             lambda: self._send_until(16),
-            lambda: self._snapshot(),
-            lambda: self._stop(),
-            lambda: self._start(),
+            self._snapshot,
+            self._stop,
+            self._start,
             lambda: self._send_until(20),
-            lambda: self._snapshot(),
-            lambda: self._stop(),
-        ):
+            self._snapshot,
+            self._stop,
+        ]
+        for step in steps:
             try:
                 step()
             except (OSError, Problem):

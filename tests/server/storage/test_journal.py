@@ -21,10 +21,12 @@ def entry(payload: bytes, kind: Kind = Kind.LINES) -> Entry:
     return Entry(kind, 4096, payload)
 
 
-def opened(folder: Path, segment_bytes: int = 1 << 20, **seen: int) -> tuple[Journal, list[Record]]:
+def opened(
+    folder: Path, segment_bytes: int = 1 << 20, covered: int = 0, seen: int = 0
+) -> tuple[Journal, list[Record]]:
     """A journal that has been recovered, and its records."""
     journal = Journal(folder, Disk(), segment_bytes)
-    return journal, [*journal.recover(**seen)]
+    return journal, [*journal.recover(covered, 0, seen)]
 
 
 def written(folder: Path, segment_bytes: int = 1 << 20) -> list[Record]:
