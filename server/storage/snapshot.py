@@ -39,6 +39,9 @@ class Snapshots:
         try:
             self._disk.write(file, [blob])
             self._disk.sync(file)
+        except OSError:
+            self._disk.remove(temporary)  # on a full disk, it would take the journal's room
+            raise
         finally:
             self._disk.close(file)
         self._disk.rename(temporary, self._folder / f"{sequence:020d}{SUFFIX}")

@@ -45,6 +45,10 @@ class Daemon:
             time.sleep(0.02)
         return self
 
+    def command(self) -> list[str]:
+        """What is run."""
+        return [sys.executable, "-m", "server"]
+
     def _launch(self) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -59,9 +63,7 @@ class Daemon:
         }
         self.log = self.state_dir.parent / f"{self.state_dir.name}.log"
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "server"], env=environment, stderr=log
-            )
+            self.process = subprocess.Popen(self.command(), env=environment, stderr=log)
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
 
     def __exit__(self, *_: object) -> None:
