@@ -88,6 +88,8 @@ def _run(settings: ServerSettings) -> int:
     except StateDirError as error:
         print(f"organism: {error}", file=sys.stderr)
         return _EXIT_FAILED
+    except SystemExit:
+        pass  # the signal; how the stop ends is told below
     finally:
         # A second signal must not cut the snapshot short.
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server import errors
+from server import errors, wire
 from server.door import Door
 from server.engine import Engine
 from server.ingest import Ingest
@@ -31,18 +33,34 @@ def make_app(settings: ServerSettings, engine: Engine, metrics: Metrics) -> ASGI
         yield
         await retrainer.stop()
 
-    app = FastAPI(
+    app = _Described(
         title="organism",
         version=version("organism"),
         summary="A daemon that never stops learning: novelty and recall on byte streams.",
         lifespan=lifespan,
     )
+    app.asks_for_key = settings.api_key is not None
     replies = Replies()
     ingest = Ingest(settings, engine, replies)
     app.include_router(make_router(settings, engine, retrainer, metrics, replies, ingest))
     app.add_exception_handler(errors.Problem, _on_problem)
     app.add_exception_handler(HTTPException, _on_http_exception)
     return Door(_ShortWay(app, ingest, Stream(settings, engine)), settings, metrics)
+
+
+class _Described(FastAPI):
+    """FastAPI's application; its document also shows the key, and what refusals look like."""
+
+    asks_for_key = False
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        components = document["components"]
+        components["schemas"][wire.ProblemReply.__name__] = wire.ProblemReply.model_json_schema()
+        if self.asks_for_key:
+            components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            document["security"] = [{"key": []}]
+        return document
 
 
 class _ShortWay:
@@ -80,7 +98,15 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     detail = (
         f"{request.method} {request.url.path}: {error.detail.lower()}; /docs lists what there is"
     )
-    problem = errors.Problem(
-        error.status_code, slug, error.detail, detail, dict(error.headers or {})
-    )
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_methods(request))
+    problem = errors.Problem(error.status_code, slug, error.detail, detail, headers)
     return errors.problem_response(problem, _request_id(request))
+
+
+def _methods(request: Request) -> list[str]:
+    """What can be done at a path: the framework names the methods of its first route alone."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    found = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in found for method in route.methods or ()})

@@ -7,6 +7,7 @@ rebinding); an address cannot. And an ``Origin`` that is not the host asked: RFC
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import itertools
@@ -27,6 +28,7 @@ _OPEN_PATHS = ("/healthz", "/readyz")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _POLICY_VIOLATION = 1008
 _KNOWN_HOSTS = 1024
+_LONGEST_HOST = 261  # a name of 255 bytes, and a port
 # Ids of requests that bring none: this process, and a count.
 _PROCESS_ID = secrets.token_hex(8)
 _request_numbers = itertools.count(1)
@@ -89,6 +91,11 @@ class Door:
             return
         try:
             await self._app(scope, receive, send_with_id)
+        except asyncio.CancelledError:  # a stop has no more time for it
+            if started or scope["type"] == "websocket":
+                raise
+            refusal = errors.not_ready()
+            await errors.problem_response(refusal, request_id)(scope, receive, send_with_id)
         except Exception:  # the process's edge
             _log.exception("a request failed", extra={"request_id": request_id})
             if started or scope["type"] == "websocket":
@@ -109,7 +116,7 @@ class Door:
         )
 
     def _refusal(self, scope: Scope, marks: _Marks) -> Problem | None:
-        if marks.host and not self._is_ours(marks.host):
+        if marks.host and (len(marks.host) > _LONGEST_HOST or not self._is_ours(marks.host)):
             return errors.unknown_host(marks.host.decode("latin-1"))
         if marks.origin is not None and marks.origin.lower().partition(b"://")[2] != (
             marks.host.lower()

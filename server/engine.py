@@ -18,12 +18,11 @@ from typing import Any
 
 import torch
 
-from organism.genome import Genome, GenomeError, compatible, to_bytes
-from organism.tensorfile import TensorFileError
+from organism.genome import Genome, compatible, to_bytes
 from server import errors
 from server.episodes import Episodes
 from server.errors import Problem
-from server.intake import Commit, Intake, Sink
+from server.intake import Commit, Duplicate, Intake, Sink
 from server.learner import (
     BATCH_BYTES,
     CueReading,
@@ -41,11 +40,11 @@ from server.storage.segment import Kind
 from server.storage.snapshot import Snapshots
 from server.storage.statedir import (
     StateDir,
-    StateDirError,
     journal_folder,
     legacy_snapshot,
     snapshot_folder,
 )
+from server.waking import choose
 from server.wire import Receipt
 
 _PROGRESS_EVERY_S = 2.0
@@ -91,7 +90,7 @@ class Engine:
         self._birth_genome = birth_genome
         self._disk = disk or Disk()
         self._state_dir: StateDir | None = None
-        folder = settings.state_dir.absolute()
+        self._folder = folder = settings.state_dir.absolute()
         self._journal = Journal(journal_folder(folder), self._disk, settings.segment_bytes)
         self._snapshots = Snapshots(snapshot_folder(folder), self._disk)
         self._legacy = legacy_snapshot(folder)
@@ -117,10 +116,11 @@ class Engine:
         """Whether messages are taken."""
         return self.recovered.done() and self._intake.is_open
 
-    @property
-    def progress(self) -> float:
-        """How far the recovery is, 0 to 1."""
-        return self._progress
+    def refusal(self) -> Problem:
+        """Why messages are not taken; only where they are not."""
+        if not self.recovered.done() or self.recovered.exception() is not None:
+            return errors.not_ready(self._progress)
+        return self._intake.refusal()
 
     @property
     def life(self) -> Life:
@@ -264,9 +264,10 @@ class Engine:
         self._stopped = True
         self.close()
         deadline = time.monotonic() + patience_s
+        self._deadline = deadline
         self._intake.stop(deadline)
         with self._condition:
-            self._draining, self._deadline = True, deadline
+            self._draining = True
             self._condition.notify()
         try:
             if self._thread.ident is not None:
@@ -293,12 +294,12 @@ class Engine:
     def _run(self) -> None:
         try:
             self._recover()
+            self._metrics.follow(lambda: self._learner.life, self._intake, self._journal)
+            self._keeper.start()
+            self._intake.open()
         except BaseException as error:  # whoever started it is told
             self.recovered.set_exception(error)
             return
-        self._intake.open()
-        self._metrics.follow(lambda: self._learner.life, self._intake, self._journal)
-        self._keeper.start()
         self.recovered.set_result(None)
         while True:
             with self._condition:
@@ -351,25 +352,27 @@ class Engine:
                     sink.set_exception(verdict)
                 elif self._fault is not None:
                     sink.set_exception(self._fault())
-                elif verdict == "duplicate":
-                    life = self._learner.life
-                    sink.set_result(Receipt(life.offset, 0, None, None, life.beta, True))
+                elif isinstance(verdict, Duplicate):
+                    beta = self._learner.life.beta
+                    sink.set_result(Receipt(verdict.end, 0, None, None, beta, duplicate=True))
                 else:
                     sink.set_result(next(following))
 
     def _recover(self) -> None:
         """Read the newest good snapshot, and replay what the journal has beyond it."""
-        seen = max((sequence for sequence, _ in self._snapshots.newest_first()), default=0)
-        legacy = self._wake()
-        covered = self._learner.life.sequence if self._learner.alive else 0
-        offset = self._learner.life.offset if self._learner.alive else 0
+        waking = choose(self._folder)
+        for path, fault in waking.bad:
+            _log.warning("a bad snapshot: %s: %s", path, fault)
+        if waking.life is not None:
+            self._learner.wake(waking.life)
+        covered = waking.covered
         said = time.monotonic()
         replayed = 0
 
         def note(progress: float) -> None:
             self._progress = min(progress, 0.999)
 
-        for batch in batches(self._journal.recover(covered, offset, seen, note), covered):
+        for batch in batches(waking.records(self._journal, note), covered):
             if self._stopping.is_set():
                 raise Stopped
             if batch[-1].sequence <= covered:
@@ -382,8 +385,11 @@ class Engine:
                 _log.info("recovering: %.0f%% of the journal read", 100 * self._progress)
         if not self._learner.alive:
             self._be_born()
-        elif legacy is not None and self._journal.sequence == 0:
-            self._move_in(legacy)
+        elif waking.legacy is not None and self._journal.sequence == 0:
+            self._move_in(waking.legacy)
+        # Only now: until then, they say what was on the disk.
+        for path, _ in waking.bad:
+            self._snapshots.set_aside(path)
         life = self._learner.life
         _log.info(
             "awake at offset %d, record %d, with genome %s; %d records replayed",
@@ -394,27 +400,6 @@ class Engine:
         )
         warm_up(life)
         self._progress = 1.0
-
-    def _wake(self) -> LegacySnapshot | None:
-        """Wake as the newest good snapshot; return one from before the journal."""
-        bad: list[str] = []
-        for _, path in self._snapshots.newest_first():
-            try:
-                self._learner.wake(Life.from_snapshot(path.read_bytes()))
-            except (TensorFileError, GenomeError, KeyError) as error:
-                bad.append(f"{path}: {error}")
-                _log.warning("a bad snapshot is set aside: %s: %s", path, error)
-                self._snapshots.set_aside(path)
-            else:
-                return None
-        if self._legacy.exists():
-            try:
-                legacy = LegacySnapshot.from_bytes(self._legacy.read_bytes())
-            except (TensorFileError, GenomeError, KeyError) as error:
-                raise StateDirError(f"{self._legacy}: {error}") from error
-            self._learner.wake(legacy.life)
-            return legacy
-        return None
 
     def _be_born(self) -> None:
         genome = self._birth_genome()
@@ -440,7 +425,7 @@ class Engine:
         while not self._stopping.wait(self._settings.snapshot_interval_s):
             try:
                 self.snapshot()
-            except OSError as error:
+            except Exception as error:  # the thread's edge
                 _log.error("no snapshot could be taken, the journal goes on: %s", error)
 
 

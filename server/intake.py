@@ -24,7 +24,14 @@ from server.settings import ServerSettings
 from server.storage.journal import Entry, Journal, JournalDamaged
 from server.storage.segment import MESSAGES, Kind, Record
 
-Verdict = Problem | Literal["learned", "duplicate"]
+
+class Duplicate(NamedTuple):
+    """The verdict on bytes that the stream has already; where they end in it."""
+
+    end: int
+
+
+Verdict = Problem | Duplicate | Literal["learned"]
 
 _SYNC_EVERY_S = 1.0
 # Commits at the learner: one in work and one that waits, so that it never waits for the disk. What
@@ -92,7 +99,7 @@ class Intake:
         self._queue: deque[_Waiting] = deque()
         self._chores: deque[Callable[[], None]] = deque()
         self._refusal: Callable[[], Problem] | None = errors.not_ready
-        self._closed = self._ending = False
+        self._closed = self._ending = self._running = False
         self._deadline = float("inf")
         self._synced_at = time.monotonic()
         self._offset = self._ahead = 0
@@ -115,6 +122,7 @@ class Intake:
         with self._condition:
             if not self._closed:
                 self._refusal = None
+            self._running = True
         self._thread.start()
 
     def put(self, message: bytes, claimed: int | None, sink: Sink) -> None:
@@ -162,12 +170,17 @@ class Intake:
                 future.set_exception(error)
 
         with self._condition:
-            if self._thread.is_alive():
+            if self._running:
                 self._chores.append(run)
                 self._condition.notify()
                 return future
         run()
         return future
+
+    def refusal(self) -> Problem:
+        """Why messages are not taken; only where they are not."""
+        assert self._refusal is not None
+        return self._refusal()
 
     def refuse(self, refusal: Callable[[], Problem]) -> None:
         """Take nothing more; what waits is refused too."""
@@ -212,6 +225,7 @@ class Intake:
                 chores, batch = [*self._chores], self._next()
                 self._chores.clear()
                 if not chores and not self._queue and not batch and self._ending:
+                    self._running = False
                     return
             for chore in chores:
                 chore()
@@ -248,10 +262,11 @@ class Intake:
                 verdicts = [problem] * len(batch)
             except Exception as error:  # the thread's edge: whoever waits is told
                 verdicts = [self._failed(error)] * len(batch)
+        if records:
+            self._offset = self._journal.offset
         answers = [
             (waiting.sink, verdict) for waiting, verdict in zip(batch, verdicts, strict=True)
         ]
-        self._offset = self._journal.offset
         with self._condition:
             self._ahead += 1
         self._deliver(Commit(records, answers, size))
@@ -288,8 +303,12 @@ class Intake:
 
     def _failed(self, error: Exception) -> Problem:
         """Stop learning: nobody knows what of the last bytes is on the disk."""
-        _log.critical("the journal cannot be written, learning has stopped: %s", error)
-        self._journal.abandon()
+        _log.critical("learning has stopped, the journal failed: %s", error)
+        # What is not synced was not acknowledged where each is synced; else it was.
+        if self._settings.fsync == "always":
+            self._journal.abandon()
+        else:
+            self._journal.close()
         self.refuse(errors.halted)
         return errors.halted()
 
@@ -315,12 +334,11 @@ class Intake:
             claimed, offset = waiting.claimed, self._journal.offset + len(pending)
             verdict: Verdict = "learned"
             if claimed is not None and claimed != offset:
-                known = self._committed(claimed, len(waiting.payload), pending)
-                verdict = (
-                    "duplicate"
-                    if known == waiting.payload
-                    else errors.offset_mismatch(claimed, offset)
-                )
+                size = len(waiting.payload)
+                if self._committed(claimed, size, pending) == waiting.payload:
+                    verdict = Duplicate(claimed + size)
+                else:
+                    verdict = errors.offset_mismatch(claimed, offset)
             elif waiting.kind in MESSAGES:
                 pending += waiting.payload
             verdicts.append(verdict)

@@ -28,4 +28,7 @@ def set_up(settings: ServerSettings) -> None:
             "%s.%03d",
         )
         handler.setFormatter(formatter)
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    # Libraries log what they receive at debug level, and that is somebody's bytes.
+    logging.basicConfig(level=max(level, logging.INFO), handlers=[handler], force=True)
+    logging.getLogger("organism").setLevel(level)

@@ -28,6 +28,7 @@ def patient(settings: ServerSettings, metrics: Metrics) -> type[HttpToolsProtoco
         """uvicorn's protocol, which ends what takes too long."""
 
         _since: float | None = None
+        _timer: asyncio.TimerHandle | None = None
         _in_head, _head_ended = True, False
         _head_bytes = 0
 
@@ -37,7 +38,15 @@ def patient(settings: ServerSettings, metrics: Metrics) -> type[HttpToolsProtoco
             if len(self.connections) > most:
                 self._refuse(errors.too_many_connections())
             else:
-                self.loop.call_later(timeout_s, self._look)
+                self._timer = self.loop.call_later(timeout_s, self._look)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._forget()
+            super().connection_lost(exc)
+
+        def handle_websocket_upgrade(self) -> None:
+            self._forget()
+            super().handle_websocket_upgrade()
 
         def data_received(self, data: bytes) -> None:
             only_head, self._head_ended = self._in_head, False
@@ -65,14 +74,18 @@ def patient(settings: ServerSettings, metrics: Metrics) -> type[HttpToolsProtoco
 
         def _look(self) -> None:
             """End the connection if its request is late; else look again when it could be."""
-            if self.transport.is_closing() or self.transport.get_protocol() is not self:
-                return
             now = self.loop.time()
             due = now if self._since is None else self._since
             if self._since is not None and now - due >= timeout_s:
                 self._refuse(errors.too_slow(timeout_s))
             else:
-                self.loop.call_later(due + timeout_s - now, self._look)
+                self._timer = self.loop.call_later(due + timeout_s - now, self._look)
+
+        def _forget(self) -> None:
+            """Let go of the timer: it would keep the connection's memory."""
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
 
         def _refuse(self, problem: Problem) -> None:
             metrics.refused(problem.status)

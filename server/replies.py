@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from server.engine import Engine
@@ -52,7 +53,8 @@ class Replies:
         self._come.append((waiting, result, error))
         if not self._woken:
             self._woken = True
-            waiting.get_loop().call_soon_threadsafe(self._hand_out)
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                waiting.get_loop().call_soon_threadsafe(self._hand_out)
 
     def _wake(self, engine: Engine) -> None:
         self._waking = False

@@ -106,8 +106,8 @@ def _add_ingest(router: APIRouter, engine: Engine, app: ASGIApp) -> None:
         openapi_extra=_bytes_body("data", "bytes of the stream") | {"parameters": [_UPLOAD_OFFSET]},
         summary="Learn from a message",
     )
-    async def described() -> None:
-        """Describe the route; the app serves it."""
+    async def learned() -> None:
+        """The message's lines are learned in order; the receipt tells of them before that."""
 
     @router.head(
         "/ingest",
@@ -115,11 +115,11 @@ def _add_ingest(router: APIRouter, engine: Engine, app: ASGIApp) -> None:
         responses={200: {"headers": {"Upload-Offset": _OFFSET}}, **_refusals()},
         summary="Where the stream stands",
     )
-    async def asked() -> Response:
+    async def offset() -> Response:
         headers = {"Upload-Offset": str(engine.offset), "Cache-Control": "no-store"}
         return Response(headers=headers)
 
-    (route,) = (r for r in router.routes if isinstance(r, APIRoute) and r.endpoint is described)
+    (route,) = (r for r in router.routes if isinstance(r, APIRoute) and r.endpoint is learned)
     route.app = app
 
 
@@ -173,7 +173,12 @@ def _add_recall(
         **_replies(wire.RecallReply, 413),
         openapi_extra={
             "parameters": [
-                {"name": "cue", "in": "query", "required": True, "schema": {"type": "string"}}
+                {
+                    "name": "cue",
+                    "in": "query",
+                    "required": True,
+                    "schema": {"type": "string", "minLength": 1},
+                }
             ]
         },
         summary="Ask about a short cue",
@@ -224,7 +229,7 @@ def _add_retraining(router: APIRouter, engine: Engine, retrainer: Retrainer) -> 
     )
     async def retrain(request: Request) -> Response:
         if not engine.ready:
-            raise errors.not_ready()
+            raise engine.refusal()
         return wire.render(request, retrainer.start(await _retrain_request(request)), 202)
 
     @router.get(
@@ -267,8 +272,10 @@ def _add_operation(
     )
     async def readyz() -> dict[str, str]:
         if not engine.ready:
-            raise errors.not_ready(engine.progress)
+            raise engine.refusal()
         return {"status": "ready"}
+
+    one_at_a_time = asyncio.Lock()
 
     @router.post(
         "/snapshots",
@@ -277,7 +284,8 @@ def _add_operation(
     )
     async def snapshot(request: Request) -> Response:
         try:
-            kept = await asyncio.to_thread(engine.snapshot)
+            async with one_at_a_time:  # recall needs the other threads
+                kept = await asyncio.to_thread(engine.snapshot)
         except OSError as error:
             _log.error("no snapshot could be taken: %s", error)
             raise errors.storage_failed() from error
@@ -302,7 +310,7 @@ async def _retrain_request(request: Request) -> RetrainRequest:
     if not body:
         return RetrainRequest()
     try:
-        return RetrainRequest.model_validate_json(body)
+        return RetrainRequest.model_validate_json(body, strict=True)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()]
         raise errors.malformed("; ".join(faults)) from error

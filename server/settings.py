@@ -28,6 +28,8 @@ LogFormat = Literal["auto", "json", "text"]
 _PREFIX = "ORGANISM_"
 # A journal is dropped by segments: so many make up what is kept.
 _SEGMENTS_KEPT = 8
+# A recovery reads a segment at a time.
+_LARGEST_SEGMENT_BYTES = 64 << 20
 _SHIPPED_GENOME = Path(__file__).resolve().parents[1] / "checkpoints" / "default.genome"
 
 
@@ -95,7 +97,7 @@ class ServerSettings(BaseModel):
     @property
     def segment_bytes(self) -> int:
         """Bytes after which the journal begins a new segment."""
-        return max(self.journal_bytes // _SEGMENTS_KEPT, 1)
+        return min(max(self.journal_bytes // _SEGMENTS_KEPT, 1), _LARGEST_SEGMENT_BYTES)
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod

@@ -56,7 +56,7 @@ class Stream:
             for task in done:
                 await task
         except _Refused as refusal:
-            reason = str(refusal)[:_REASON_BYTES]
+            reason = str(refusal).encode()[:_REASON_BYTES].decode(errors="ignore")
             with suppress(OSError):
                 await send({"type": "websocket.close", "code": refusal.code, "reason": reason})
         except (_Left, OSError):  # an OSError is the server's word that the client is gone
@@ -78,7 +78,9 @@ class _Window:
         self._engine = engine
         self._size = size
         self._open = 0
+        # How many were learned, by the learner alone; how many of them were told, by the loop.
         self._learned = 0
+        self._counted = 0
         self._receipt: Receipt | None = None
         self._refusal: BaseException | None = None
         self._changed = asyncio.Event()
@@ -130,11 +132,11 @@ class _Window:
         Raises:
             Problem: a frame was refused, and all before it have been returned.
         """
-        await self._until(lambda: bool(self._learned) or self._refusal is not None)
-        # Read before the count is taken down: the learner may be adding to both.
-        count, receipt = self._learned, self._receipt
+        await self._until(lambda: self._learned > self._counted or self._refusal is not None)
+        # In this order: the receipt may be a later one, and never an earlier.
+        count, receipt = self._learned - self._counted, self._receipt
         if count and receipt is not None:
-            self._learned -= count
+            self._counted += count
             return receipt, count
         assert self._refusal is not None
         raise self._refusal
@@ -157,7 +159,8 @@ class _Window:
         """Wake the loop, once for all that a batch brings."""
         if not self._told:
             self._told = True
-            self._loop.call_soon_threadsafe(self._hear)
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._hear)
 
     def _hear(self) -> None:
         self._told = False

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -15,9 +17,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from organism.genome import GenomeError
-from organism.tensorfile import TensorFileError
-from server.life import LegacySnapshot, Life
 from server.storage.disk import Disk
 from server.storage.journal import Entry, Journal, JournalDamaged
 from server.storage.segment import (
@@ -30,25 +29,18 @@ from server.storage.segment import (
     segments,
     whole_records,
 )
-from server.storage.snapshot import snapshots
-from server.storage.statedir import (
-    StateDir,
-    StateDirError,
-    journal_folder,
-    legacy_snapshot,
-    snapshot_folder,
-)
+from server.storage.statedir import StateDir, StateDirError, journal_folder
+from server.waking import Waking, choose
 
 _SEGMENT_BYTES = 8 << 20
 
 
 @dataclass
 class SnapshotReport:
-    """One snapshot: the record it has seen, and what is wrong with it, if anything."""
+    """One snapshot: the offset it stands for, or what is wrong with it."""
 
     file: str
-    sequence: int
-    offset: int | None = None
+    offset: int | None
     fault: str | None = None
 
 
@@ -86,6 +78,10 @@ class _Untouched(Disk):
     def __init__(self) -> None:
         self.cut = False
 
+    def open(self, path: Path) -> int:
+        """Open a file to be read."""
+        return os.open(path, os.O_RDONLY)
+
     def truncate(self, file: int, size: int) -> None:
         """Leave the file as it is."""
         self.cut = True
@@ -102,22 +98,28 @@ class _Untouched(Disk):
 
 
 def inspect(folder: Path) -> Report:
-    """Read everything, change nothing."""
+    """Read everything, change nothing.
+
+    Raises:
+        OSError: the journal cannot be read.
+    """
     report = Report(str(folder))
-    woken = _good_snapshot(folder, report)
-    covered, offset = (0, 0) if woken is None else (woken.sequence, woken.offset)
-    seen = max((snapshot.sequence for snapshot in report.snapshots), default=0)
+    waking = choose(folder)
+    report.snapshots = [SnapshotReport(path.name, offset) for path, offset in waking.good]
+    report.snapshots += [SnapshotReport(path.name, None, fault) for path, fault in waking.bad]
     disk = _Untouched()
     journal = Journal(journal_folder(folder), disk, _SEGMENT_BYTES)
     report.segments = len(segments(journal_folder(folder)))
     try:
-        for record in journal.recover(covered, offset, seen):
+        for record in waking.records(journal):
             report.records += 1
             report.messages += record.kind in MESSAGES
             report.genomes += record.kind is Kind.GENOME
     except JournalDamaged as damage:
         report.verdict = "damaged"
         report.detail = f"{damage.path}, byte {damage.position}: {damage.reason}"
+    except StateDirError as error:
+        report.verdict, report.detail = "damaged", str(error)
     else:
         if disk.cut:
             report.verdict, report.detail = "torn", "a tail that was never acknowledged"
@@ -133,31 +135,27 @@ def repair(folder: Path) -> str:
         StateDirError: a daemon runs on it, or nothing that is left can be started from.
         OSError: it cannot be written.
     """
-    state_dir = StateDir(folder, Disk())
+    disk = Disk()
+    state_dir = StateDir(folder, disk, repairing=True)
     try:
-        report = inspect(folder)
-        if report.verdict != "damaged":
+        if _finish(state_dir, disk):
+            return "a repair that was cut short is finished"
+        if inspect(folder).verdict != "damaged":
             return "nothing to repair"
-        woken = _good_snapshot(folder, Report(str(folder)))
-        covered, offset = (0, 0) if woken is None else (woken.sequence, woken.offset)
-        kept = _following(folder, covered)
-        if kept is None and not covered:
+        waking = choose(folder)
+        kept = _following(folder, waking.covered)
+        if kept is None and waking.life is None:
             raise StateDirError(
                 f"{folder}: no snapshot is good and the journal's beginning is gone: put a copy of "
                 "the folder back, or begin anew in another one"
             )
+        end = _rebuild(state_dir.rebuilt, kept or [], waking)
         aside = next(p for n in count(1) if not (p := state_dir.path / f"damaged-{n}").exists())
-        rebuilt = state_dir.path / f"{aside.name}.rebuilt"
-        end = _rebuild(rebuilt, kept or [], covered, offset)
-        disk = Disk()
         disk.make_folder(aside)
         disk.rename(state_dir.journal, aside / state_dir.journal.name)
-        disk.rename(rebuilt, state_dir.journal)
-        for path in snapshot_folder(folder).glob("*.bad"):
+        disk.rename(state_dir.rebuilt, state_dir.journal)
+        for path, _ in waking.bad:
             disk.rename(path, aside / path.name)
-        for sequence, path in snapshots(state_dir.snapshots):
-            if sequence > max(covered, kept[-1].sequence if kept else 0):
-                disk.rename(path, aside / path.name)
         for changed in (aside, state_dir.snapshots, state_dir.path):
             disk.sync_folder(changed)
         return (
@@ -188,34 +186,25 @@ def run(options: argparse.Namespace, default: Path) -> int:
         except (StateDirError, OSError) as error:
             print(f"organism: {error}", file=sys.stderr)
             return 1
-    report = inspect(folder)
+    try:
+        report = inspect(folder)
+    except OSError as error:
+        print(f"organism: {error}", file=sys.stderr)
+        return 1
     print(json.dumps(asdict(report), indent=2) if options.json else _text(report))
     return int(report.verdict == "damaged")
 
 
-def _good_snapshot(folder: Path, report: Report) -> Life | None:
-    """The newest good one's life; what each is goes into the report."""
-    woken: Life | None = None
-    for sequence, path in snapshots(snapshot_folder(folder)):
-        found = SnapshotReport(path.name, sequence)
-        try:
-            life = Life.from_snapshot(path.read_bytes())
-        except (TensorFileError, GenomeError, KeyError, OSError) as error:
-            found.fault = str(error)
-        else:
-            found.offset = life.offset
-            woken = woken or life
-        report.snapshots.append(found)
-    legacy = legacy_snapshot(folder)
-    if woken is None and legacy.exists():
-        found = SnapshotReport(legacy.name, 0)
-        try:
-            woken = LegacySnapshot.from_bytes(legacy.read_bytes()).life
-            found.offset = woken.offset
-        except (TensorFileError, GenomeError, KeyError, OSError) as error:
-            found.fault = str(error)
-        report.snapshots.append(found)
-    return woken
+def _finish(state_dir: StateDir, disk: Disk) -> bool:
+    """End a repair that was cut short: put what it had rebuilt in place, or begin again."""
+    if not state_dir.rebuilt.exists():
+        return False
+    if segments(state_dir.journal):
+        shutil.rmtree(state_dir.rebuilt)  # a copy, and perhaps not a whole one
+        return False
+    disk.rename(state_dir.rebuilt, state_dir.journal)
+    disk.sync_folder(state_dir.path)
+    return True
 
 
 def _following(folder: Path, covered: int) -> list[Record] | None:
@@ -242,14 +231,15 @@ def _all_whole(folder: Path) -> Iterator[Record]:
             yield record
 
 
-def _rebuild(folder: Path, kept: list[Record], covered: int, offset: int) -> int:
+def _rebuild(folder: Path, kept: list[Record], waking: Waking) -> int:
     """Write records into a new journal; return the stream's offset after them."""
     disk = Disk()
     disk.make_folder(folder)
     journal = Journal(folder, disk, _SEGMENT_BYTES)
-    first, start = (kept[0].sequence - 1, kept[0].offset) if kept else (covered, offset)
-    for _ in journal.recover(first, start):
-        pass
+    if kept:
+        journal.begin(kept[0].sequence - 1, kept[0].offset)
+    else:
+        journal.begin(waking.covered, 0 if waking.life is None else waking.life.offset)
     for record in kept:
         journal.append([Entry(record.kind, record.width, record.payload)])
     journal.sync()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import msgpack
-from pydantic import BaseModel, Field, field_serializer
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive
@@ -20,6 +20,7 @@ from server import errors
 
 OCTETS = "application/octet-stream"
 MSGPACK = "application/vnd.msgpack"
+PROBLEM = "application/problem+json"
 _MSGPACK_TYPES = (MSGPACK, "application/msgpack", "application/x-msgpack")
 
 _TO_JSON = json.JSONEncoder(separators=(",", ":")).encode
@@ -32,7 +33,7 @@ class IngestReply(BaseModel):
     """Receipt of one message; means over its chunks are of before each was learned."""
 
     offset: int = Field(
-        description="stream offset after the message, or for a duplicate the stream's, bytes"
+        description="stream offset after the message; for a duplicate, where it was learned, bytes"
     )
     chunks: int = Field(description="chunks learned from it")
     entropy: float | None = Field(
@@ -115,6 +116,23 @@ class GenomeReply(BaseModel):
     config: dict[str, Any]
     theta: dict[str, Any] = Field(description="θ by name, nested lists")
     provenance: dict[str, Any]
+
+
+class ProblemReply(BaseModel):
+    """A refusal, by RFC 9457; some have further members."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(description="urn:organism:problem: and the kind of problem, stable")
+    title: str = Field(description="the kind of problem, for people")
+    status: int = Field(description="the HTTP status")
+    detail: str = Field(description="this occurrence, and what to do about it")
+    request_id: str = Field(description="as in X-Request-ID; none where none was read")
+
+
+def reference(model: type[BaseModel]) -> dict[str, Any]:
+    """Name a reply's schema, for the OpenAPI document."""
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
 def render(request: Request, reply: BaseModel, status: int = 200) -> Response:

@@ -56,6 +56,7 @@ LAYERS = [
     "server.storage.statedir",
     "server.episodes",
     "server.life",
+    "server.waking",
     "server.learner",
     "server.intake",
     "server.engine",

@@ -61,6 +61,10 @@ class JournalDamaged(RuntimeError):
         self.reason = reason
 
 
+class SyncFailed(OSError):
+    """Nobody knows what is on the disk; whatever the system said, it is not for want of room."""
+
+
 class Entry(NamedTuple):
     """What is to be appended."""
 
@@ -142,15 +146,20 @@ class Journal:
             data = path.read_bytes()
             try:
                 for position, record in self._read(path, data, covered):
+                    if record.sequence == covered and record.end != offset:
+                        reason = f"record {covered} ends at {record.end}, the snapshot at {offset}"
+                        raise JournalDamaged(path, position, reason)
                     yield record
                     progress((done + position) / total)
             except Fault as fault:
                 self._cut(fault, data, seen, path is paths[-1])
             done += len(data)
-        if not self._segments:
-            if covered:
-                _log.warning("no journal beside the snapshot: what it has not seen is gone")
-            self.sequence, self.offset = covered, offset
+        if not self._segments and not seen:
+            self.offset = offset
+        elif not self._segments:
+            raise JournalDamaged(
+                self._folder, 0, f"there is no journal, a snapshot has seen record {seen}"
+            )
         elif self.sequence < seen:
             last = self._segments[-1]
             raise JournalDamaged(
@@ -166,6 +175,7 @@ class Journal:
 
         Raises:
             OSError: they could not be written; none of them was.
+            SyncFailed: as ``sync``.
         """
         if self._file is None or self._segments[-1].size >= self._segment_bytes:
             self._begin_segment()
@@ -185,7 +195,10 @@ class Journal:
         except OSError:
             # Some may have been written whole: gone for good, before anybody is told.
             self._disk.truncate(file, segment.size)
-            self._disk.sync(file)
+            try:
+                self._disk.sync(file)
+            except OSError as error:
+                raise SyncFailed(str(error)) from error
             raise
         for record in records:
             segment.note(record.offset, segment.size)
@@ -197,13 +210,22 @@ class Journal:
         """Wait until every record is on the disk.
 
         Raises:
-            OSError: nobody knows what is on the disk; nothing may be appended any more.
+            SyncFailed: nothing may be appended any more.
         """
         if self._file is None or not self.is_behind:
             return
-        self._disk.sync(self._file)
+        try:
+            self._disk.sync(self._file)
+        except OSError as error:
+            raise SyncFailed(str(error)) from error
         self._synced_size = self._segments[-1].size
         self.durable = self.sequence
+
+    def begin(self, sequence: int, offset: int) -> None:
+        """Make an empty journal that goes on behind a record; in place of ``recover``."""
+        self.sequence = self.durable = sequence
+        self.offset = offset
+        self._begin_segment()
 
     def drop(self, covered: int, retained_bytes: int) -> bool:
         """Remove old segments; the one that is appended to stays.
@@ -220,7 +242,10 @@ class Journal:
             following = self._segments[1].head
             if following.sequence > covered + 1 or following.offset > self.offset - retained_bytes:
                 break
-            self._disk.remove(self._segments.pop(0).path)
+            # One after the other on the disk, too: a hole would be damage.
+            self._disk.remove(self._segments[0].path)
+            self._disk.sync_folder(self._folder)
+            self._segments.pop(0)
         return len(self._segments) < before
 
     def read(self, offset: int, size: int) -> bytes | None:
@@ -275,7 +300,7 @@ class Journal:
 
     def _cut(self, fault: Fault, data: bytes, seen: int, last: bool) -> None:
         """Cut a torn tail off; refuse anything else."""
-        torn = last and self.sequence >= seen
+        torn = last and fault.may_be_torn and self.sequence >= seen
         if torn and fault.position >= HEADER_BYTES:
             marker = self._segments[-1].head.marker
             behind = whole_records(data, marker, fault.position)
@@ -284,7 +309,9 @@ class Journal:
             # A head is synced before records follow it.
             torn = len(data) <= HEADER_BYTES
         if not torn:
-            reason = f"{fault.reason}; it had been acknowledged"
+            reason = fault.reason
+            if fault.may_be_torn:
+                reason += "; it had been acknowledged"
             raise JournalDamaged(fault.path, fault.position, reason) from fault
         _log.warning(
             "%s: a torn tail of %d bytes is cut off; none of it was acknowledged",

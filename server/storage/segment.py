@@ -63,7 +63,11 @@ class Kind(IntEnum):
     """The genome that learns from here on, its file's bytes."""
     EPISODES = 4
     """Chunks lived before the journal began: remembered, not learned."""
+    UNKNOWN = 0
+    """Never written: what a later version has added."""
 
+
+_KINDS = {int(kind) for kind in Kind}
 
 MESSAGES = (Kind.LINES, Kind.WINDOWS)
 """Kinds whose payload moves the stream's offset."""
@@ -100,10 +104,12 @@ class Fault(ValueError):
         path: the segment.
         position: where in it, in bytes.
         reason: what is wrong.
+        may_be_torn: whether a write that was cut short can have left it.
     """
 
-    def __init__(self, path: Path, position: int, reason: str) -> None:
+    def __init__(self, path: Path, position: int, reason: str, may_be_torn: bool = True) -> None:
         super().__init__(f"{path}, byte {position}: {reason}")
+        self.may_be_torn = may_be_torn
         self.path = path
         self.position = position
         self.reason = reason
@@ -138,9 +144,11 @@ def read_head(path: Path, data: bytes) -> Head:
     if magic != _MAGIC or google_crc32c.value(data[: HEADER_BYTES - 4]) != crc:
         raise Fault(path, 0, "the head is damaged: its checksum does not match")
     if schema != SCHEMA:
-        raise Fault(path, 0, f"schema {schema}, this version reads {SCHEMA}: use the one it is of")
+        reason = f"schema {schema}, this version reads {SCHEMA}: use the one it is of"
+        raise Fault(path, 0, reason, may_be_torn=False)
     if path.name != segment_path(path.parent, sequence).name:
-        raise Fault(path, 0, f"the head begins at sequence {sequence}, the name says otherwise")
+        reason = f"the head begins at sequence {sequence}, the name says otherwise"
+        raise Fault(path, 0, reason, may_be_torn=False)
     return Head(marker, sequence, offset)
 
 
@@ -164,7 +172,8 @@ def record_at(data: bytes, marker: bytes, position: int) -> tuple[Record, int] |
     fields = data[position + _CRC_END : start]
     if google_crc32c.extend(google_crc32c.value(fields), payload) != crc:
         return None
-    return Record(Kind(kind), width, sequence, offset, payload), durable
+    known = Kind(kind) if kind in _KINDS else Kind.UNKNOWN
+    return Record(known, width, sequence, offset, payload), durable
 
 
 def read_records(path: Path, data: bytes, head: Head) -> Iterator[tuple[int, Record]]:
@@ -179,6 +188,9 @@ def read_records(path: Path, data: bytes, head: Head) -> Iterator[tuple[int, Rec
         if found is None:
             raise Fault(path, position, f"record {sequence} is cut short or damaged")
         record, _ = found
+        if record.kind is Kind.UNKNOWN:
+            reason = f"record {sequence} is of a kind that this version does not know"
+            raise Fault(path, position, reason, may_be_torn=False)
         if (record.sequence, record.offset) != (sequence, offset):
             raise Fault(path, position, f"record {record.sequence} stands where {sequence} must")
         yield position, record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 
 from server.storage.disk import Disk
@@ -51,7 +52,8 @@ class Snapshots:
 
     def set_aside(self, path: Path) -> None:
         """Let a bad one count no more; its file stays for inspection."""
-        self._disk.rename(path, path.with_suffix(_BAD))
+        names = (path.with_suffix(f".{number}{_BAD}") for number in count(1))
+        self._disk.rename(path, next(name for name in names if not name.exists()))
 
     def covered(self) -> int:
         """Sequence up to which each kept snapshot stands for the journal."""

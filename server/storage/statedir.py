@@ -22,16 +22,23 @@ class StateDir:
         path: the folder.
         journal: folder of the journal's segments.
         snapshots: folder of the snapshots.
+        rebuilt: where a repair builds the journal that takes the place of a damaged one.
     """
 
-    def __init__(self, path: Path, disk: Disk) -> None:
+    def __init__(self, path: Path, disk: Disk, repairing: bool = False) -> None:
         """Create the folders where they are missing, durably, and lock them.
 
+        Args:
+            path: of the folder.
+            disk: that it is on.
+            repairing: whether a repair may be under way.
+
         Raises:
-            StateDirError: another daemon holds it, or it cannot be made.
+            StateDirError: another daemon holds it, it cannot be made, or a repair was cut short.
         """
         self.path = path.absolute()
         self.journal, self.snapshots = journal_folder(self.path), snapshot_folder(self.path)
+        self.rebuilt = self.path / "journal.rebuilt"
         try:
             above = (folder for folder in reversed(self.path.parents) if not _is_others(folder))
             for folder in (*above, self.path, self.journal, self.snapshots):
@@ -49,6 +56,13 @@ class StateDir:
                 f"state folder {path} is held by another daemon: stop it, "
                 "or set another ORGANISM_STATE_DIR"
             ) from error
+
+        if self.rebuilt.exists() and not repairing:
+            self._lock.close()
+            raise StateDirError(
+                f"a repair of state folder {path} was cut short: run "
+                "python -m server verify --repair once more"
+            )
 
     def close(self) -> None:
         """Release the folder."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import httpx
 import pytest
@@ -35,7 +36,7 @@ class Daemon:
     settings: dict[str, str] = field(default_factory=dict)
     wait: bool = True
 
-    def __enter__(self) -> Daemon:
+    def __enter__(self) -> Self:
         """Start it and wait until it takes messages, if it is to be waited for."""
         self._launch()
         deadline = time.monotonic() + 60

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +20,7 @@ import pytest
 
 from tests.server.conftest import OCTETS, Daemon, small_genome
 
+JSON = ("application/json", "application/problem+json")
 MSGPACK = "application/vnd.msgpack"
 
 
@@ -285,6 +288,41 @@ def test_a_signal_lets_it_finish(number: signal.Signals, tmp_path: Path, genome_
         assert reply.result(timeout=60).json()["chunks"] == 4000
     with Daemon(tmp_path / "state", genome_path) as daemon:
         assert daemon.status()["steps"] == 4000
+
+
+def test_a_stop_ends_in_its_time(tmp_path: Path, genome_path: Path) -> None:
+    """Whatever is under way: told that it is not taken, or learned by the next start."""
+    settings = {"ORGANISM_STOP_TIMEOUT_S": "1", "ORGANISM_CHUNKING": "windows"}
+    settings["ORGANISM_CHUNK_BYTES"] = "2"
+    message = bytes(range(256)) * 12_000
+    state = tmp_path / "state"
+    with Daemon(state, genome_path, settings) as daemon, ThreadPoolExecutor() as pool:
+        replies = [pool.submit(daemon.ingest, message) for _ in range(4)]
+        while "ingest_queue_bytes 0.0" in daemon.client.get("/metrics").text:
+            pass
+        start = time.monotonic()
+        daemon.stop()
+        assert time.monotonic() - start < 10
+        taken = 0
+        for reply in replies:
+            with contextlib.suppress(httpx.TransportError):
+                answer = reply.result(timeout=30)
+                assert answer.headers["content-type"] in JSON
+                taken += answer.status_code == 200
+    with Daemon(state, genome_path, settings) as daemon:
+        whole, rest = divmod(int(str(daemon.status()["offset"])), len(message))
+        assert rest == 0
+        assert whole >= taken
+
+
+def test_a_stop_without_its_snapshot_is_told(tmp_path: Path, genome_path: Path) -> None:
+    """By the exit status, and what stood in the way."""
+    with Daemon(tmp_path / "state", genome_path) as daemon:
+        daemon.ingest(b"a line\n")
+        shutil.rmtree(tmp_path / "state" / "snapshots")
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(timeout=60) == 1
+        assert "cannot write the snapshot" in daemon.log.read_text()
 
 
 @pytest.mark.parametrize("patience_s", [0.0, 0.01, 0.05, 0.2])

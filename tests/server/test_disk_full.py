@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +134,50 @@ def test_a_failed_sync_stops_learning(tmp_path: Path) -> None:
         disk.broken = False
         assert refused(running, b"nor this\n").status == 503
         assert not running.ready
+        assert running.refusal().slug == "learning-stopped"
+        assert running.offset == 5
         assert running.life is before
         assert running.recall(b"told").result(timeout=30).offset == 5
     with engine(tmp_path, Disk()) as running:
         assert running.life.state_sha256 == before.state_sha256
         assert running.submit(b"again\n", 5).result(timeout=30).offset == 11
+
+
+@pytest.mark.parametrize("fsync", ["everysec", "no"])
+def test_a_failed_write_takes_nothing_that_was_told(tmp_path: Path, fsync: str) -> None:
+    """What is not synced was acknowledged all the same, and is still the kernel's to keep."""
+    disk = Faulty()
+    values = {"ORGANISM_STATE_DIR": str(tmp_path), "ORGANISM_FSYNC": fsync}
+    running = Engine(load_settings(values), Metrics(), small_genome, disk)
+    running.start().result(timeout=60)
+    for _ in range(10):
+        running.submit(b"told\n").result(timeout=30)
+    disk.broken = True
+    disk.room = 0
+    assert refused(running, b"not told\n").slug == "learning-stopped"
+    with suppress(OSError):
+        running.stop()
+    with engine(tmp_path, Disk()) as again:
+        assert again.life.offset == 50
+
+
+def test_a_failed_sync_is_never_a_full_disk(tmp_path: Path) -> None:
+    """Some systems say only then that there is no room: the bytes may be gone all the same."""
+
+    class Late(Faulty):
+        def sync(self, file: int) -> None:
+            """Fail for want of room."""
+            if self.broken:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    disk = Late()
+    with engine(tmp_path, disk) as running:
+        running.submit(b"told\n").result(timeout=30)
+        disk.broken = True
+        assert refused(running, b"not told\n").slug == "learning-stopped"
+        disk.broken = False
+    with engine(tmp_path, Disk()) as running:
+        assert running.life.offset == 5
 
 
 def may_mount() -> bool:

@@ -98,6 +98,7 @@ def test_refused_frames_close_the_socket_and_change_nothing(
         assert closed(daemon, [b""])[0] == 1007
         assert closed(daemon, [], "?offset=many")[0] == 1007
         assert closed(daemon, [b"x" * 1001])[0] == 1009
+        assert closed(daemon, [], f"?{'😀' * 100}=1")[0] == 1007
         assert daemon.status() == before
 
 
@@ -127,6 +128,21 @@ def test_a_client_that_leaves_is_forgotten(daemon: Daemon) -> None:
     frames, rest = divmod(receipt.json()["offset"] - before - 5, 35)
     assert rest == 0
     assert 1 <= frames <= 60
+
+
+def test_a_duplicate_is_acknowledged_up_to_its_own_end(daemon: Daemon) -> None:
+    """Not beyond: what follows in the stream may be another writer's."""
+    start = int(str(daemon.status()["offset"]))
+    daemon.ingest(b"mine 1\n")
+    daemon.ingest(b"other 2\n")
+    with socket(daemon, f"?offset={start}") as ws:
+        ws.send(b"mine 1\n")
+        assert acknowledged(ws, start + 7) == [start + 7]
+        ws.send(b"mine 2\n")
+        with pytest.raises(ConnectionClosed) as caught:
+            ws.recv(timeout=30)
+    assert caught.value.rcvd is not None
+    assert caught.value.rcvd.code == 4409
 
 
 def test_the_socket_asks_for_the_key(tmp_path: Path, genome_path: Path) -> None:

@@ -146,6 +146,32 @@ def test_what_cannot_be_repaired_is_left(tmp_path: Path) -> None:
     assert files(tmp_path / "state") == before
 
 
+def test_a_repair_that_is_cut_short_is_finished(tmp_path: Path) -> None:
+    """Wherever: a start refuses until it is, and nothing is born anew."""
+    state, _ = lived(tmp_path / "state", snapshot_after=30)
+    damage(tmp_path / "state", MESSAGES[3])
+    verify.repair(tmp_path / "state")
+    journal = tmp_path / "state" / "journal"
+    journal.rename(tmp_path / "state" / "journal.rebuilt")
+    for _ in range(2):
+        with pytest.raises(StateDirError, match="cut short"):
+            started(tmp_path / "state")
+    assert "finished" in verify.repair(tmp_path / "state")
+    engine = started(tmp_path / "state")
+    assert engine.life.state_sha256 == state
+    engine.stop()
+
+
+def test_the_only_snapshot_of_an_older_version_is_judged_too(tmp_path: Path) -> None:
+    """A start refuses, and so does the report."""
+    fixture = Path(__file__).parent / "fixtures" / "schema-1"
+    shutil.copytree(fixture, tmp_path / "state")
+    assert verify.inspect(tmp_path / "state").verdict == "good"
+    path = tmp_path / "state" / "organism.snapshot"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert verify.inspect(tmp_path / "state").verdict == "damaged"
+
+
 def test_a_running_daemon_is_not_repaired(tmp_path: Path) -> None:
     """Its folder is held; it can be looked at all the same."""
     engine = started(tmp_path / "state")

@@ -213,9 +213,9 @@ class _Disk:
     def crashes(self) -> Iterator[Tree]:
         """Trees that a crash at this moment may leave."""
         changed = sorted(
-            {_parent(p) for p in self.folders ^ self._durable_folders}
+            (self.folders ^ self._durable_folders)
             | {
-                _parent(p)
+                p
                 for p in self.names.keys() | self._durable_names.keys()
                 if self.names.get(p) != self._durable_names.get(p)
             }
@@ -223,23 +223,21 @@ class _Disk:
         fates = ["lost", "kept", "early", "cut", "hole"]
         if not any(file.unsynced for file in self.files.values()):
             fates = ["kept"]
-        # Each folder by itself, its changes there or not.
+        # Each name by itself, its change there or not.
         for fate, there in product(fates, [*product((False, True), repeat=len(changed))]):
-            kept = {folder for folder, stays in zip(changed, there, strict=True) if stays}
+            kept = {path for path, stays in zip(changed, there, strict=True) if stays}
             yield self._tree(fate, kept)
 
     def _tree(self, fate: str, kept: set[str]) -> Tree:
         tree: Tree = {}
         for path in sorted(self._durable_folders | self.folders):
-            if path in (self.folders if _parent(path) in kept else self._durable_folders) and (
+            if path in (self.folders if path in kept else self._durable_folders) and (
                 _parent(path) in tree or _parent(path) == "."
             ):
                 tree[path] = None
         for names, wanted in ((self.names, True), (self._durable_names, False)):
             for path, inode in names.items():
-                if (_parent(path) in kept) == wanted and (
-                    _parent(path) in tree or _parent(path) == "."
-                ):
+                if (path in kept) == wanted and (_parent(path) in tree or _parent(path) == "."):
                     tree[path] = self.files[inode].after(fate)
         return tree
 

@@ -22,11 +22,11 @@ def entry(payload: bytes, kind: Kind = Kind.LINES) -> Entry:
 
 
 def opened(
-    folder: Path, segment_bytes: int = 1 << 20, covered: int = 0, seen: int = 0
+    folder: Path, segment_bytes: int = 1 << 20, covered: int = 0, offset: int = 0, seen: int = 0
 ) -> tuple[Journal, list[Record]]:
     """A journal that has been recovered, and its records."""
     journal = Journal(folder, Disk(), segment_bytes)
-    return journal, [*journal.recover(covered, 0, seen)]
+    return journal, [*journal.recover(covered, offset, seen)]
 
 
 def written(folder: Path, segment_bytes: int = 1 << 20) -> list[Record]:
@@ -218,11 +218,58 @@ def test_segments_are_dropped_when_a_snapshot_covers_them(tmp_path: Path) -> Non
     journal.drop(covered=40, retained_bytes=0)
     assert len(segment_files(tmp_path)) == 1
     journal.close()
-    again, found = opened(tmp_path, covered=40)
+    again, found = opened(tmp_path, covered=40, offset=journal.offset)
     again.close()
     assert found[-1].sequence == 40
     with pytest.raises(JournalDamaged, match="no snapshot reaches it"):
         opened(tmp_path)
+    with pytest.raises(JournalDamaged, match="record 40 ends at 430, the snapshot at 431"):
+        opened(tmp_path, covered=40, offset=431)
+
+
+def test_a_segment_that_cannot_be_removed_is_tried_again(tmp_path: Path) -> None:
+    """The next drop begins with it: no hole comes into being."""
+
+    class Stubborn(Disk):
+        refuses = True
+
+        def remove(self, path: Path) -> None:
+            """Fail, once."""
+            if self.refuses:
+                self.refuses = False
+                raise OSError("not now")
+            super().remove(path)
+
+    journal = Journal(tmp_path, Stubborn(), 100)
+    assert [*journal.recover()] == []
+    for i in range(40):
+        journal.append([entry(b"message %d\n" % i)])
+        journal.sync()
+    with pytest.raises(OSError, match="not now"):
+        journal.drop(covered=40, retained_bytes=100)
+    assert journal.drop(covered=40, retained_bytes=100)
+    journal.close()
+    again, found = opened(tmp_path, covered=40, offset=journal.offset)
+    again.close()
+    assert found[0].offset == journal.start == again.start
+
+
+def test_a_journal_that_is_gone_is_damage(tmp_path: Path) -> None:
+    """If any snapshot has seen a record of it."""
+    with pytest.raises(JournalDamaged, match="there is no journal"):
+        opened(tmp_path, seen=3)
+
+
+def test_a_kind_of_a_later_version_is_not_cut_off(tmp_path: Path) -> None:
+    """It is whole: refused, and left as it is."""
+    journal, _ = opened(tmp_path)
+    journal.append([entry(b"known\n"), entry(b"later\n", Kind.UNKNOWN)])
+    journal.close()
+    (path,) = segment_files(tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(JournalDamaged, match="a kind that this version does not know"):
+        opened(tmp_path)
+    assert path.read_bytes() == before
 
 
 def test_a_segment_of_another_schema_is_not_read(tmp_path: Path) -> None:
