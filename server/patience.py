@@ -18,6 +18,11 @@ from server.metrics import Metrics
 from server.settings import ServerSettings
 
 _HEAD_LIMIT_BYTES = 1 << 16
+_MOST_PIPELINED = 16
+
+
+class _TooManyPipelined(Exception):
+    """A client sends request after request and waits for no reply."""
 
 
 def patient(settings: ServerSettings, metrics: Metrics) -> type[HttpToolsProtocol]:
@@ -63,6 +68,9 @@ def patient(settings: ServerSettings, metrics: Metrics) -> type[HttpToolsProtoco
 
         def on_headers_complete(self) -> None:
             self._in_head, self._head_ended = False, True
+            # A few bytes of a request become kilobytes of objects; the parser ends at an exception.
+            if len(self.pipeline) >= _MOST_PIPELINED:
+                raise _TooManyPipelined
             super().on_headers_complete()
 
         def on_message_complete(self) -> None:
@@ -70,7 +78,8 @@ def patient(settings: ServerSettings, metrics: Metrics) -> type[HttpToolsProtoco
             super().on_message_complete()
 
         def send_400_response(self, msg: str) -> None:
-            self._refuse(errors.malformed("this is not HTTP/1.1"))
+            detail = "this is not HTTP/1.1, or too many requests that wait for no reply"
+            self._refuse(errors.malformed(detail))
 
         def _look(self) -> None:
             """End the connection if its request is late; else look again when it could be."""
