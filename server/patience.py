@@ -1,7 +1,7 @@
 """Connections: how many, and how long a request may take to come in. Below the application.
 
-A client that sends a byte a minute, or headers without end, must not hold a place for ever. A
-client that reads no reply is the kernel's to drop (``listen`` tells it when).
+A client that sends a byte a minute, or headers without end, or reads no reply, must not hold a
+place for ever. One that is silent altogether is the kernel's to drop (``listen`` tells it when).
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def patient(settings: ServerSettings, metrics: Metrics) -> type[HttpToolsProtoco
     class Patient(HttpToolsProtocol):
         """uvicorn's protocol, which ends what takes too long."""
 
-        _since: float | None = None
+        _since: float | None = None  # a request has begun to come in
+        _unread_since: float | None = None  # replies have begun to wait for their reader
         _timer: asyncio.TimerHandle | None = None
         _in_head, _head_ended = True, False
         _head_bytes = 0
@@ -44,6 +45,14 @@ def patient(settings: ServerSettings, metrics: Metrics) -> type[HttpToolsProtoco
                 self._refuse(errors.too_many_connections())
             else:
                 self._timer = self.loop.call_later(timeout_s, self._look)
+
+        def pause_writing(self) -> None:
+            self._unread_since = self.loop.time()
+            super().pause_writing()
+
+        def resume_writing(self) -> None:
+            self._unread_since = None
+            super().resume_writing()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._forget()
@@ -82,13 +91,16 @@ def patient(settings: ServerSettings, metrics: Metrics) -> type[HttpToolsProtoco
             self._refuse(errors.malformed(detail))
 
         def _look(self) -> None:
-            """End the connection if its request is late; else look again when it could be."""
+            """End the connection if it is late, in or out; else look again when it could be."""
             now = self.loop.time()
-            due = now if self._since is None else self._since
-            if self._since is not None and now - due >= timeout_s:
-                self._refuse(errors.too_slow(timeout_s))
+            begun = [since for since in (self._since, self._unread_since) if since is not None]
+            due = min(begun, default=now) + timeout_s
+            if now < due:
+                self._timer = self.loop.call_later(due - now, self._look)
+            elif self._unread_since is not None:
+                self.transport.abort()
             else:
-                self._timer = self.loop.call_later(due + timeout_s - now, self._look)
+                self._refuse(errors.too_slow(timeout_s))
 
         def _forget(self) -> None:
             """Let go of the timer: it would keep the connection's memory."""
@@ -106,7 +118,7 @@ def patient(settings: ServerSettings, metrics: Metrics) -> type[HttpToolsProtoco
 
 
 def listen(settings: ServerSettings) -> socket.socket:
-    """Bind the address; what is accepted there is dropped when its client reads no reply.
+    """Bind the address; what is accepted there is dropped when its client is gone or deaf.
 
     Raises:
         OSError: the address cannot be had.
