@@ -10,6 +10,9 @@ from starlette.responses import JSONResponse
 class Problem(Exception):
     """A refused request. Nothing has been learned from it.
 
+    One exception: a message that was in the journal already when learning stopped, or the daemon,
+    is refused with 503 and learned by the next start.
+
     Attributes:
         status: HTTP status.
         slug: stable last part of the problem's type, ``urn:organism:problem:<slug>``.
