@@ -58,22 +58,22 @@ def post_without_end(port: int, until: float, results: Queue[Any]) -> None:
     with selectors.DefaultSelector() as selector:
         for _ in range(POSTERS):
             connection = socket.create_connection(("127.0.0.1", port))
-            selector.register(connection, selectors.EVENT_READ)
+            selector.register(connection, selectors.EVENT_READ, connection)
             connection.sendall(request)
             waiting[connection] = b""
         while time.monotonic() < until:
             for key, _ in selector.select(1):
-                connection = key.fileobj
-                part = connection.recv(1 << 16)  # type: ignore[union-attr]
+                connection = key.data
+                part = connection.recv(1 << 16)
                 assert part, "hung up"
-                received = waiting[connection] + part  # type: ignore[index]
+                received = waiting[connection] + part
                 if b"\r\n\r\n" in received and received.endswith(b"}"):
                     status = int(received.split()[1])
                     statuses[status] += 1
                     advised += status == 503 and b"retry-after" in received.lower()
                     received = b""
-                    connection.sendall(request)  # type: ignore[union-attr]
-                waiting[connection] = received  # type: ignore[index]
+                    connection.sendall(request)
+                waiting[connection] = received
     for connection in waiting:
         connection.close()
     results.put((dict(statuses), advised))

@@ -214,7 +214,7 @@ def test_connections_that_are_gone_hold_no_memory(daemon: Daemon) -> None:
             with opened(daemon) as connection:
                 connection.sendall(request + body)
                 assert connection.recv(1 << 16).startswith(b"HTTP/1.1 421 ")
-        return process.memory_info().rss
+        return int(process.memory_info().rss)
 
     before = come_and_go(300)
     assert come_and_go(1500) - before < 40 << 20
