@@ -122,8 +122,21 @@ def kernel(*, reassociate: bool = True) -> Callable[[_Function], _Function]:
     def compiled(function: _Function) -> _Function:
         try:
             typed: _Function = numba.njit(cache=True, **options)(function)
+            _cached.append(typed)
         except RuntimeError:  # numba finds no folder for its cache
             typed = numba.njit(**options)(function)
         return typed
 
     return compiled
+
+
+_cached: list[Any] = []
+
+
+def compiled_for_the_cache() -> bool:
+    """Whether this process has compiled a kernel that the next one will load.
+
+    What runs where it was compiled rounds otherwise than what was loaded, in the last bits: LLVM
+    links the two differently. Whoever needs the same bits as another process must load.
+    """
+    return any(sum(function.stats.cache_misses.values()) for function in _cached)

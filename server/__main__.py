@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import socket
 import sys
@@ -18,14 +19,18 @@ import uvicorn
 
 from organism.fused import set_threads
 from organism.genome import GenomeError, load
+from organism.jit import compiled_for_the_cache
 from server import logs, verify
 from server.app import make_app
 from server.engine import Engine, Stopped
+from server.learner import warm_up
+from server.life import Life
 from server.metrics import Metrics
 from server.patience import listen, patient
 from server.settings import ServerSettings, SettingsError, load_settings
 from server.storage.journal import JournalDamaged
 from server.storage.statedir import StateDirError
+from server.waking import choose
 
 SERVING: dict[str, Any] = {
     "loop": "asyncio",
@@ -39,6 +44,8 @@ SERVING: dict[str, Any] = {
 }
 """How uvicorn serves, whatever it serves."""
 
+# Set where this process has begun anew; without a cache that lasts, once must be enough.
+_RESTARTED = "_ORGANISM_KERNELS_COMPILED"
 _EXIT_FAILED = 1
 _EXIT_USAGE = 2
 # What a stop may take beyond its time: the snapshot.
@@ -74,6 +81,7 @@ def _run(settings: ServerSettings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     set_threads(1)
+    _load_kernels(settings)
     metrics = Metrics()
     engine = Engine(settings, metrics, lambda: load(settings.genome))
     server = _Server(settings, engine, metrics)
@@ -96,6 +104,21 @@ def _run(settings: ServerSettings) -> int:
             signal.signal(number, signal.SIG_IGN)
         stopped = _stop(engine, server.patience_s)
     return 0 if stopped else _EXIT_FAILED
+
+
+def _load_kernels(settings: ServerSettings) -> None:
+    """Load every kernel that learning needs; where they had to be compiled first, start again.
+
+    A replay must round as the life did, and compiled kernels do not round as loaded ones.
+    """
+    try:
+        life = choose(settings.state_dir).life or Life.born(load(settings.genome), 0, 0)
+    except GenomeError:
+        return  # the engine says so
+    warm_up(life)
+    if compiled_for_the_cache() and _RESTARTED not in os.environ:
+        os.environ[_RESTARTED] = "1"
+        os.execv(sys.executable, [sys.executable, "-m", "server", *sys.argv[1:]])
 
 
 def _stop(engine: Engine, patience_s: float) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 # One thread a process, before torch is imported: tests measure properties, and servers run beside
@@ -17,6 +20,27 @@ from organism.config import CortexConfig, EncoderConfig, GenomeConfig, RuleConfi
 from organism.genome import Genome, new_genome
 
 torch.set_num_threads(1)
+
+_ROOT = Path(__file__).resolve().parents[1]
+_WARM = """
+from organism.genome import load, new_genome
+from server.learner import warm_up
+from server.life import Life
+from server.settings import ServerSettings
+from tests.conftest import recruiting_config, small_config
+
+for make in (small_config, recruiting_config):
+    for family in ("polynomial", "mlp"):
+        warm_up(Life.born(new_genome(make(family)), 0, 0))
+warm_up(Life.born(load(ServerSettings().genome), 0, 0))
+"""
+
+
+def pytest_configure() -> None:
+    """Have another process compile the kernels: only what is loaded rounds like a daemon's."""
+    subprocess.run([sys.executable, "-c", _WARM], check=True, cwd=_ROOT)
+
+
 # A kernel is loaded, or compiled, at its first call: no deadline for it.
 settings.register_profile("kernels", deadline=None)
 settings.load_profile("kernels")
