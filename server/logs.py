@@ -29,6 +29,8 @@ def set_up(settings: ServerSettings) -> None:
         )
         handler.setFormatter(formatter)
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
-    # Libraries log what they receive at debug level, and that is somebody's bytes.
-    logging.basicConfig(level=max(level, logging.INFO), handlers=[handler], force=True)
+    # Libraries tell at debug level of every frame and its bytes, and at any other of requests that
+    # clients got wrong, and their queries: those are refused, and counted.
+    logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
     logging.getLogger("organism").setLevel(level)

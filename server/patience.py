@@ -7,10 +7,14 @@ place for ever. One that is silent altogether is the kernel's to drop (``listen`
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
+from collections.abc import Callable
 from typing import Any
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from server import errors
 from server.errors import Problem
@@ -18,11 +22,11 @@ from server.metrics import Metrics
 from server.settings import ServerSettings
 
 _HEAD_LIMIT_BYTES = 1 << 16
-_MOST_PIPELINED = 16
+# Parsed at a time: a few bytes of a request become kilobytes of objects.
+_PARSED_BYTES = 1 << 14
+_NOTHING = memoryview(b"")
 
-
-class _TooManyPipelined(Exception):
-    """A client sends request after request and waits for no reply."""
+_log = logging.getLogger("organism.patience")
 
 
 def patient(settings: ServerSettings, metrics: Metrics) -> type[HttpToolsProtocol]:
@@ -35,11 +39,14 @@ def patient(settings: ServerSettings, metrics: Metrics) -> type[HttpToolsProtoco
         _since: float | None = None  # a request has begun to come in
         _unread_since: float | None = None  # replies have begun to wait for their reader
         _timer: asyncio.TimerHandle | None = None
-        _in_head, _head_ended = True, False
-        _head_bytes = 0
+        _in_head = True
+        _progressed = False
+        _head_bytes = 0  # or of what else comes before, between and behind the bytes of a body
+        _unparsed = _NOTHING
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            self.flow = _Flow(transport, self._may_read)
             self._since = self.loop.time()
             if len(self.connections) > most:
                 self._refuse(errors.too_many_connections())
@@ -56,18 +63,46 @@ def patient(settings: ServerSettings, metrics: Metrics) -> type[HttpToolsProtoco
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._forget()
+            self._unparsed = _NOTHING
             super().connection_lost(exc)
 
-        def handle_websocket_upgrade(self) -> None:
-            self._forget()
-            super().handle_websocket_upgrade()
-
         def data_received(self, data: bytes) -> None:
-            only_head, self._head_ended = self._in_head, False
+            if len(data) <= _PARSED_BYTES and not self._unparsed:
+                self._parse(data)
+            else:
+                self._unparsed = memoryview(
+                    bytes(self._unparsed) + data if self._unparsed else data
+                )
+                self._parse_some()
+
+        def _parse_some(self) -> None:
+            """Parse what was read, as long as no request has to wait for its turn."""
+            while self._unparsed and not self.pipeline:
+                data, self._unparsed = (
+                    self._unparsed[:_PARSED_BYTES],
+                    self._unparsed[_PARSED_BYTES:],
+                )
+                self._parse(bytes(data))
+                if self.transport.is_closing() or self.transport.get_protocol() is not self:
+                    self._unparsed = _NOTHING
+
+        def _may_read(self) -> bool:
+            """Whether more may be read: not before all that was is parsed, and has its turn."""
+            if self._unparsed and not self.pipeline:
+                self.loop.call_soon(self._go_on)
+            return not (self._unparsed or self.pipeline)
+
+        def _go_on(self) -> None:
+            self._parse_some()
+            self.flow.resume_reading()
+
+        def _parse(self, data: bytes) -> None:
+            self._progressed = False
+            if self._since is None and (self.cycle is None or self.cycle.response_complete):
+                # The parser does not tell of line ends before a request.
+                self._since = self.loop.time()
             super().data_received(data)
-            self._head_bytes += len(data)
-            if not only_head or self._head_ended:
-                self._head_bytes = 0
+            self._head_bytes = 0 if self._progressed else self._head_bytes + len(data)
             if self._head_bytes > _HEAD_LIMIT_BYTES and not self.transport.is_closing():
                 self._refuse(errors.head_too_large(_HEAD_LIMIT_BYTES))
 
@@ -76,23 +111,36 @@ def patient(settings: ServerSettings, metrics: Metrics) -> type[HttpToolsProtoco
             self._since = self.loop.time()
 
         def on_headers_complete(self) -> None:
-            self._in_head, self._head_ended = False, True
-            # A few bytes of a request become kilobytes of objects; the parser ends at an exception.
-            if len(self.pipeline) >= _MOST_PIPELINED:
-                raise _TooManyPipelined
             super().on_headers_complete()
+            self._in_head, self._progressed = False, True
+
+        def on_body(self, body: bytes) -> None:
+            super().on_body(body)
+            self._progressed = True
 
         def on_message_complete(self) -> None:
-            self._since, self._in_head = None, True
             super().on_message_complete()
+            self._since, self._in_head, self._progressed = None, True, True
 
         def send_400_response(self, msg: str) -> None:
-            detail = "this is not HTTP/1.1, or too many requests that wait for no reply"
-            self._refuse(errors.malformed(detail))
+            self._refuse(errors.malformed("this is not HTTP/1.1"))
+
+        def handle_websocket_upgrade(self) -> None:
+            self._forget()
+            super().handle_websocket_upgrade()
+            protocol = self.transport.get_protocol()
+            assert isinstance(protocol, WebSocketsSansIOProtocol)
+            # A head that websockets cannot read is left without an answer, for ever.
+            if protocol.conn.handshake_exc is not None and not self.transport.is_closing():
+                self._refuse(errors.malformed("this is no handshake of a WebSocket"))
 
         def _look(self) -> None:
             """End the connection if it is late, in or out; else look again when it could be."""
             now = self.loop.time()
+            if self._since is not None and self._is_behind():
+                self._since = now
+            if self._unread_since is None and self.transport.is_closing():
+                self._unread_since = now
             begun = [since for since in (self._since, self._unread_since) if since is not None]
             due = min(begun, default=now) + timeout_s
             if now < due:
@@ -110,11 +158,35 @@ def patient(settings: ServerSettings, metrics: Metrics) -> type[HttpToolsProtoco
 
         def _refuse(self, problem: Problem) -> None:
             metrics.refused(problem.status)
-            if self.cycle is None or not self.cycle.response_started:
+            # A reply must not be taken for that to an earlier request, nor follow half of one.
+            if not self._is_behind() and (self._in_head or not self.cycle.response_started):
                 self.transport.write(_response(problem))
             self.transport.close()
+            self._forget()
+            self._timer = self.loop.call_later(timeout_s, self._look)
+
+        def _is_behind(self) -> bool:
+            """Whether an earlier request than the one that comes in is still to be answered."""
+            answered = self.cycle is None or self.cycle.response_complete
+            return bool(self.pipeline) or (self._in_head and not answered)
 
     return Patient
+
+
+class _Flow(FlowControl):
+    """uvicorn's flow control, which reads nothing more while requests wait for their turn.
+
+    Or else each reply would let in further requests, and a client that asks without end, and reads
+    no reply, would fill the memory.
+    """
+
+    def __init__(self, transport: asyncio.Transport, may_read: Callable[[], bool]) -> None:
+        super().__init__(transport)
+        self._may_read = may_read
+
+    def resume_reading(self) -> None:
+        if self._may_read():
+            super().resume_reading()
 
 
 def listen(settings: ServerSettings) -> socket.socket:
@@ -132,6 +204,7 @@ def listen(settings: ServerSettings) -> socket.socket:
     except OSError:
         listener.close()
         raise
+    _log.info("serving at %s, port %d", *listener.getsockname()[:2])
     # Linux: bytes sent and not taken for so long end the connection (RFC 5482), also while the
     # client's window stays shut. Elsewhere the connection stays, and its reader alone waits.
     if hasattr(socket, "TCP_USER_TIMEOUT"):
