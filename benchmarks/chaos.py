@@ -23,7 +23,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -41,6 +40,7 @@ from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
 from benchmarks.measure import ROOT, Figure, report
+from benchmarks.processes import free_port
 from organism.encoder import encode
 from organism.fused import set_threads
 from organism.genome import Genome, load
@@ -431,7 +431,7 @@ class Daemon:
 
     def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
         self.state, self.log = folder / "state", folder / "log"
-        self.port = _free_port()
+        self.port = free_port()
         self.seconds_to_ready = 0.0
         self._process: subprocess.Popen[bytes] | None = None
         environment = {k: v for k, v in os.environ.items() if not k.startswith("ORGANISM_")}
@@ -501,13 +501,6 @@ class Daemon:
 
     def _last_words(self) -> str:
         return self.log.read_text(errors="replace")[-2000:]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def main() -> int:

@@ -44,7 +44,7 @@ def daemon(**settings: str) -> Iterator[Server]:
     """Run the daemon on an empty state folder."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ORGANISM_")}
     with tempfile.TemporaryDirectory() as folder:
-        port = _free_port()
+        port = free_port()
         environment |= {"ORGANISM_PORT": str(port), "ORGANISM_STATE_DIR": folder, **settings}
         command = [sys.executable, "-m", "server"]
         with _running(command, port, environment, b"GET /readyz HTTP/1.0\r\n\r\n") as server:
@@ -54,7 +54,7 @@ def daemon(**settings: str) -> Iterator[Server]:
 @contextmanager
 def bare() -> Iterator[Server]:
     """Run the bare app."""
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "benchmarks.bare", str(port)]
     with _running(command, port, dict(os.environ), b"GET / HTTP/1.0\r\n\r\n") as server:
         yield server
@@ -63,7 +63,7 @@ def bare() -> Iterator[Server]:
 @contextmanager
 def vowpal_wabbit() -> Iterator[Server]:
     """Run Vowpal Wabbit's daemon. It binds every address: only in a network of one's own."""
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-c", _VW, *VW_FLAGS, "--quiet", "--port", str(port)]
     with _running(command, port, dict(os.environ), b"| a\n") as server:
         yield server
@@ -104,7 +104,8 @@ def _answers(port: int, question: bytes) -> bool:
     return b" 200 " in answer if answer.startswith(b"HTTP") else bool(answer)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Find a port of loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -136,7 +136,7 @@ _cached: list[Any] = []
 def compiled_for_the_cache() -> bool:
     """Whether this process has compiled a kernel that the next one will load.
 
-    What runs where it was compiled rounds otherwise than what was loaded, in the last bits: LLVM
-    links the two differently. Whoever needs the same bits as another process must load.
+    What runs where it was compiled may round otherwise than what was loaded, in the last bits, as
+    if the two were linked differently. Whoever needs the bits of another process must load.
     """
     return any(sum(function.stats.cache_misses.values()) for function in _cached)

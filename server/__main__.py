@@ -118,7 +118,7 @@ def _load_kernels(settings: ServerSettings) -> None:
     warm_up(life)
     if compiled_for_the_cache() and _RESTARTED not in os.environ:
         os.environ[_RESTARTED] = "1"
-        os.execv(sys.executable, [sys.executable, "-m", "server", *sys.argv[1:]])
+        os.execv(sys.executable, sys.orig_argv)
 
 
 def _stop(engine: Engine, patience_s: float) -> bool:

@@ -114,13 +114,11 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether messages are taken."""
-        return self.recovered.done() and self._intake.is_open
+        return self.refusal() is None
 
-    def refusal(self) -> Problem:
-        """Why messages are not taken; only where they are not."""
-        if not self.recovered.done() or self.recovered.exception() is not None:
-            return errors.not_ready(self._progress)
-        return self._intake.refusal()
+    def refusal(self) -> Problem | None:
+        """Why messages are not taken; None where they are."""
+        return self._intake.refusal() if self._has_recovered else errors.not_ready(self._progress)
 
     @property
     def life(self) -> Life:
@@ -147,7 +145,8 @@ class Engine:
             OSError; Stopped.
 
         Raises:
-            StateDirError: the folder is held by another daemon, or cannot be made.
+            StateDirError: the folder is held by another daemon, cannot be made, or a repair of it
+                was cut short.
         """
         self._state_dir = StateDir(self._settings.state_dir, self._disk)
         self._metrics.recovery_progress.set_function(lambda: self._progress)
@@ -263,9 +262,8 @@ class Engine:
             return
         self._stopped = True
         self.close()
-        deadline = time.monotonic() + patience_s
-        self._deadline = deadline
-        self._intake.stop(deadline)
+        self._deadline = time.monotonic() + patience_s
+        self._intake.stop(self._deadline)
         with self._condition:
             self._draining = True
             self._condition.notify()
@@ -281,8 +279,12 @@ class Engine:
             if self._state_dir is not None:
                 self._state_dir.close()
 
+    @property
+    def _has_recovered(self) -> bool:
+        return self.recovered.done() and self.recovered.exception() is None
+
     def _must_have_recovered(self) -> None:
-        if not self.recovered.done() or self.recovered.exception() is not None:
+        if not self._has_recovered:
             raise errors.not_ready(self._progress)
 
     def _committed(self, commit: Commit) -> None:

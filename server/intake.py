@@ -107,11 +107,6 @@ class Intake:
         self.queued_bytes = 0
 
     @property
-    def is_open(self) -> bool:
-        """Whether messages are taken."""
-        return self._refusal is None
-
-    @property
     def offset(self) -> int:
         """Offset of the stream after the last message that was committed."""
         return self._offset
@@ -177,10 +172,10 @@ class Intake:
         run()
         return future
 
-    def refusal(self) -> Problem:
-        """Why messages are not taken; only where they are not."""
-        assert self._refusal is not None
-        return self._refusal()
+    def refusal(self) -> Problem | None:
+        """Why messages are not taken; None where they are."""
+        refusal = self._refusal
+        return None if refusal is None else refusal()
 
     def refuse(self, refusal: Callable[[], Problem]) -> None:
         """Take nothing more; what waits is refused too."""
@@ -320,7 +315,7 @@ class Intake:
         journal = self._journal
         if self._settings.fsync != "everysec" or not journal.is_behind:
             return None
-        if not self.is_open:
+        if self._refusal is not None:
             return 0.0
         return max(self._synced_at + _SYNC_EVERY_S - time.monotonic(), 0.0)
 

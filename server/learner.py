@@ -1,7 +1,7 @@
 """The learner: folds the journal's records into a life, and remembers their chunks.
 
 The same fold whether a record has just been written or is replayed after a crash: same records,
-same life, to the last bit. Used by one thread. Knows nothing of queues, files or replies.
+same life, to the last bit. Used by one thread. Knows nothing of queues, files or HTTP.
 """
 
 from __future__ import annotations

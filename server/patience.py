@@ -29,150 +29,6 @@ _NOTHING = memoryview(b"")
 _log = logging.getLogger("organism.patience")
 
 
-def patient(settings: ServerSettings, metrics: Metrics) -> type[HttpToolsProtocol]:
-    """Make the protocol that serves a connection within the limits of these settings."""
-    timeout_s, most = settings.request_timeout_s, settings.connections
-
-    class Patient(HttpToolsProtocol):
-        """uvicorn's protocol, which ends what takes too long."""
-
-        _since: float | None = None  # a request has begun to come in
-        _unread_since: float | None = None  # replies have begun to wait for their reader
-        _timer: asyncio.TimerHandle | None = None
-        _in_head = True
-        _progressed = False
-        _head_bytes = 0  # or of what else comes before, between and behind the bytes of a body
-        _unparsed = _NOTHING
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self.flow = _Flow(transport, self._may_read)
-            self._since = self.loop.time()
-            if len(self.connections) > most:
-                self._refuse(errors.too_many_connections())
-            else:
-                self._timer = self.loop.call_later(timeout_s, self._look)
-
-        def pause_writing(self) -> None:
-            self._unread_since = self.loop.time()
-            super().pause_writing()
-
-        def resume_writing(self) -> None:
-            self._unread_since = None
-            super().resume_writing()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._forget()
-            self._unparsed = _NOTHING
-            super().connection_lost(exc)
-
-        def data_received(self, data: bytes) -> None:
-            if len(data) <= _PARSED_BYTES and not self._unparsed:
-                self._parse(data)
-            else:
-                self._unparsed = memoryview(
-                    bytes(self._unparsed) + data if self._unparsed else data
-                )
-                self._parse_some()
-
-        def _parse_some(self) -> None:
-            """Parse what was read, as long as no request has to wait for its turn."""
-            while self._unparsed and not self.pipeline:
-                data, self._unparsed = (
-                    self._unparsed[:_PARSED_BYTES],
-                    self._unparsed[_PARSED_BYTES:],
-                )
-                self._parse(bytes(data))
-                if self.transport.is_closing() or self.transport.get_protocol() is not self:
-                    self._unparsed = _NOTHING
-
-        def _may_read(self) -> bool:
-            """Whether more may be read: not before all that was is parsed, and has its turn."""
-            if self._unparsed and not self.pipeline:
-                self.loop.call_soon(self._go_on)
-            return not (self._unparsed or self.pipeline)
-
-        def _go_on(self) -> None:
-            self._parse_some()
-            self.flow.resume_reading()
-
-        def _parse(self, data: bytes) -> None:
-            self._progressed = False
-            if self._since is None and (self.cycle is None or self.cycle.response_complete):
-                # The parser does not tell of line ends before a request.
-                self._since = self.loop.time()
-            super().data_received(data)
-            self._head_bytes = 0 if self._progressed else self._head_bytes + len(data)
-            if self._head_bytes > _HEAD_LIMIT_BYTES and not self.transport.is_closing():
-                self._refuse(errors.head_too_large(_HEAD_LIMIT_BYTES))
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._since = self.loop.time()
-
-        def on_headers_complete(self) -> None:
-            super().on_headers_complete()
-            self._in_head, self._progressed = False, True
-
-        def on_body(self, body: bytes) -> None:
-            super().on_body(body)
-            self._progressed = True
-
-        def on_message_complete(self) -> None:
-            super().on_message_complete()
-            self._since, self._in_head, self._progressed = None, True, True
-
-        def send_400_response(self, msg: str) -> None:
-            self._refuse(errors.malformed("this is not HTTP/1.1"))
-
-        def handle_websocket_upgrade(self) -> None:
-            self._forget()
-            super().handle_websocket_upgrade()
-            protocol = self.transport.get_protocol()
-            assert isinstance(protocol, WebSocketsSansIOProtocol)
-            # A head that websockets cannot read is left without an answer, for ever.
-            if protocol.conn.handshake_exc is not None and not self.transport.is_closing():
-                self._refuse(errors.malformed("this is no handshake of a WebSocket"))
-
-        def _look(self) -> None:
-            """End the connection if it is late, in or out; else look again when it could be."""
-            now = self.loop.time()
-            if self._since is not None and self._is_behind():
-                self._since = now
-            if self._unread_since is None and self.transport.is_closing():
-                self._unread_since = now
-            begun = [since for since in (self._since, self._unread_since) if since is not None]
-            due = min(begun, default=now) + timeout_s
-            if now < due:
-                self._timer = self.loop.call_later(due - now, self._look)
-            elif self._unread_since is not None:
-                self.transport.abort()
-            else:
-                self._refuse(errors.too_slow(timeout_s))
-
-        def _forget(self) -> None:
-            """Let go of the timer: it would keep the connection's memory."""
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-
-        def _refuse(self, problem: Problem) -> None:
-            metrics.refused(problem.status)
-            # A reply must not be taken for that to an earlier request, nor follow half of one.
-            if not self._is_behind() and (self._in_head or not self.cycle.response_started):
-                self.transport.write(_response(problem))
-            self.transport.close()
-            self._forget()
-            self._timer = self.loop.call_later(timeout_s, self._look)
-
-        def _is_behind(self) -> bool:
-            """Whether an earlier request than the one that comes in is still to be answered."""
-            answered = self.cycle is None or self.cycle.response_complete
-            return bool(self.pipeline) or (self._in_head and not answered)
-
-    return Patient
-
-
 class _Flow(FlowControl):
     """uvicorn's flow control, which reads nothing more while requests wait for their turn.
 
@@ -187,6 +43,149 @@ class _Flow(FlowControl):
     def resume_reading(self) -> None:
         if self._may_read():
             super().resume_reading()
+
+
+class _Patient(HttpToolsProtocol):
+    """uvicorn's protocol, which ends what takes too long."""
+
+    limits: ServerSettings
+    metrics: Metrics
+    _since: float | None = None  # a request has begun to come in
+    _unread_since: float | None = None  # replies have begun to wait for their reader
+    _timer: asyncio.TimerHandle | None = None
+    _in_head = True
+    _progressed = False
+    _head_bytes = 0  # or of what else comes before, between and behind the bytes of a body
+    _unparsed = _NOTHING
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow = _Flow(transport, self._may_read)
+        self._since = self.loop.time()
+        if len(self.connections) > self.limits.connections:
+            self._refuse(errors.too_many_connections())
+        else:
+            self._timer = self.loop.call_later(self.limits.request_timeout_s, self._look)
+
+    def pause_writing(self) -> None:
+        self._unread_since = self.loop.time()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._unread_since = None
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        self._unparsed = _NOTHING
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if len(data) <= _PARSED_BYTES and not self._unparsed:
+            self._parse(data)
+        else:
+            self._unparsed = memoryview(bytes(self._unparsed) + data if self._unparsed else data)
+            self._parse_some()
+
+    def _parse_some(self) -> None:
+        """Parse what was read, as long as no request has to wait for its turn."""
+        while self._unparsed and not self.pipeline:
+            data, self._unparsed = (
+                self._unparsed[:_PARSED_BYTES],
+                self._unparsed[_PARSED_BYTES:],
+            )
+            self._parse(bytes(data))
+            if self.transport.is_closing() or self.transport.get_protocol() is not self:
+                self._unparsed = _NOTHING
+
+    def _may_read(self) -> bool:
+        """Whether more may be read: not before all that was is parsed, and has its turn."""
+        if self._unparsed and not self.pipeline:
+            self.loop.call_soon(self._go_on)
+        return not (self._unparsed or self.pipeline)
+
+    def _go_on(self) -> None:
+        self._parse_some()
+        self.flow.resume_reading()
+
+    def _parse(self, data: bytes) -> None:
+        self._progressed = False
+        if self._since is None and (self.cycle is None or self.cycle.response_complete):
+            # The parser does not tell of line ends before a request.
+            self._since = self.loop.time()
+        super().data_received(data)
+        self._head_bytes = 0 if self._progressed else self._head_bytes + len(data)
+        if self._head_bytes > _HEAD_LIMIT_BYTES and not self.transport.is_closing():
+            self._refuse(errors.head_too_large(_HEAD_LIMIT_BYTES))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._since = self.loop.time()
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._in_head, self._progressed = False, True
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        self._progressed = True
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._since, self._in_head, self._progressed = None, True, True
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(errors.malformed("this is not HTTP/1.1"))
+
+    def handle_websocket_upgrade(self) -> None:
+        self._forget()
+        super().handle_websocket_upgrade()
+        protocol = self.transport.get_protocol()
+        assert isinstance(protocol, WebSocketsSansIOProtocol)
+        # A head that websockets cannot read is left without an answer, for ever.
+        if protocol.conn.handshake_exc is not None and not self.transport.is_closing():
+            self._refuse(errors.malformed("this is no handshake of a WebSocket"))
+
+    def _look(self) -> None:
+        """End the connection if it is late, in or out; else look again when it could be."""
+        now, timeout_s = self.loop.time(), self.limits.request_timeout_s
+        if self._since is not None and self._is_behind():
+            self._since = now
+        if self._unread_since is None and self.transport.is_closing():
+            self._unread_since = now
+        begun = [since for since in (self._since, self._unread_since) if since is not None]
+        due = min(begun, default=now) + timeout_s
+        if now < due:
+            self._timer = self.loop.call_later(due - now, self._look)
+        elif self._unread_since is not None:
+            self.transport.abort()
+        else:
+            self._refuse(errors.too_slow(timeout_s))
+
+    def _forget(self) -> None:
+        """Let go of the timer: it would keep the connection's memory."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _refuse(self, problem: Problem) -> None:
+        self.metrics.refused(problem.status)
+        # A reply must not be taken for that to an earlier request, nor follow half of one.
+        if not self._is_behind() and (self._in_head or not self.cycle.response_started):
+            self.transport.write(_response(problem))
+        self.transport.close()
+        self._forget()
+        self._timer = self.loop.call_later(self.limits.request_timeout_s, self._look)
+
+    def _is_behind(self) -> bool:
+        """Whether an earlier request than the one that comes in is still to be answered."""
+        answered = self.cycle is None or self.cycle.response_complete
+        return bool(self.pipeline) or (self._in_head and not answered)
+
+
+def patient(settings: ServerSettings, metrics: Metrics) -> type[HttpToolsProtocol]:
+    """Make the protocol that serves a connection within the limits of these settings."""
+    return type("Patient", (_Patient,), {"limits": settings, "metrics": metrics})
 
 
 def listen(settings: ServerSettings) -> socket.socket:
@@ -205,8 +204,7 @@ def listen(settings: ServerSettings) -> socket.socket:
         listener.close()
         raise
     _log.info("serving at %s, port %d", *listener.getsockname()[:2])
-    # Linux: bytes sent and not taken for so long end the connection (RFC 5482), also while the
-    # client's window stays shut. Elsewhere the connection stays, and its reader alone waits.
+    # Linux: bytes sent and not taken for so long end the connection (RFC 5482), a WebSocket's too.
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         timeout_ms = max(int(settings.request_timeout_s * 1000), 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)

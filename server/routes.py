@@ -228,8 +228,8 @@ def _add_retraining(router: APIRouter, engine: Engine, retrainer: Retrainer) -> 
         summary="Train a successor and swap it in if it is no worse",
     )
     async def retrain(request: Request) -> Response:
-        if not engine.ready:
-            raise engine.refusal()
+        if refusal := engine.refusal():
+            raise refusal
         return wire.render(request, retrainer.start(await _retrain_request(request)), 202)
 
     @router.get(
@@ -271,8 +271,8 @@ def _add_operation(
         summary="Whether messages are taken",
     )
     async def readyz() -> dict[str, str]:
-        if not engine.ready:
-            raise engine.refusal()
+        if refusal := engine.refusal():
+            raise refusal
         return {"status": "ready"}
 
     one_at_a_time = asyncio.Lock()

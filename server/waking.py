@@ -17,8 +17,8 @@ from server.storage.segment import Kind, Record
 from server.storage.snapshot import snapshots
 from server.storage.statedir import StateDirError, legacy_snapshot, snapshot_folder
 
-UNREADABLE = (TensorFileError, GenomeError, KeyError, OSError)
-"""What a snapshot that is not good raises when it is read."""
+# What a snapshot that is not good raises when it is read.
+_UNREADABLE = (TensorFileError, GenomeError, KeyError, OSError)
 
 
 @dataclass
@@ -74,7 +74,7 @@ def choose(state_dir: Path) -> Waking:
         waking.seen = max(waking.seen, sequence)
         try:
             life = Life.from_snapshot(path.read_bytes())
-        except UNREADABLE as error:
+        except _UNREADABLE as error:
             waking.bad.append((path, str(error)))
         else:
             waking.good.append((path, life.offset))
@@ -83,7 +83,7 @@ def choose(state_dir: Path) -> Waking:
     if waking.life is None and path.exists():
         try:
             waking.legacy = LegacySnapshot.from_bytes(path.read_bytes())
-        except UNREADABLE as error:
+        except _UNREADABLE as error:
             waking.bad.append((path, str(error)))
         else:
             waking.life = waking.legacy.life

@@ -38,8 +38,8 @@ from typing import NamedTuple
 
 import google_crc32c
 
-SCHEMA = 1
-SUFFIX = ".journal"
+_SCHEMA = 1
+_SUFFIX = ".journal"
 
 _MAGIC = b"ORGJRNL\n"
 _HEADER = struct.Struct("<8sI4sQQI")
@@ -117,17 +117,17 @@ class Fault(ValueError):
 
 def segment_path(folder: Path, sequence: int) -> Path:
     """Where the segment that begins with a sequence stands."""
-    return folder / f"{sequence:020d}{SUFFIX}"
+    return folder / f"{sequence:020d}{_SUFFIX}"
 
 
 def segments(folder: Path) -> list[Path]:
     """The segments of a journal, oldest first."""
-    return sorted(folder.glob(f"*{SUFFIX}"))
+    return sorted(folder.glob(f"*{_SUFFIX}"))
 
 
 def pack_head(head: Head) -> bytes:
     """Write a segment's head."""
-    fields = (_MAGIC, SCHEMA, head.marker, head.sequence, head.offset)
+    fields = (_MAGIC, _SCHEMA, head.marker, head.sequence, head.offset)
     checked = _HEADER.pack(*fields, 0)[:-4]
     return checked + struct.pack("<I", google_crc32c.value(checked))
 
@@ -143,8 +143,8 @@ def read_head(path: Path, data: bytes) -> Head:
     magic, schema, marker, sequence, offset, crc = _HEADER.unpack_from(data)
     if magic != _MAGIC or google_crc32c.value(data[: HEADER_BYTES - 4]) != crc:
         raise Fault(path, 0, "the head is damaged: its checksum does not match")
-    if schema != SCHEMA:
-        reason = f"schema {schema}, this version reads {SCHEMA}: use the one it is of"
+    if schema != _SCHEMA:
+        reason = f"schema {schema}, this version reads {_SCHEMA}: use the one it is of"
         raise Fault(path, 0, reason, may_be_torn=False)
     if path.name != segment_path(path.parent, sequence).name:
         reason = f"the head begins at sequence {sequence}, the name says otherwise"

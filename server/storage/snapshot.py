@@ -7,7 +7,7 @@ from pathlib import Path
 
 from server.storage.disk import Disk
 
-SUFFIX = ".snapshot"
+_SUFFIX = ".snapshot"
 
 _KEPT = 2
 _TEMPORARY = "new"
@@ -20,10 +20,6 @@ class Snapshots:
     def __init__(self, folder: Path, disk: Disk) -> None:
         self._folder = folder
         self._disk = disk
-
-    def newest_first(self) -> list[tuple[int, Path]]:
-        """What there is: the sequence each has seen, and its file."""
-        return snapshots(self._folder)
 
     def write(self, sequence: int, blob: bytes) -> None:
         """Keep a snapshot: after a crash at any moment it is there whole, or not at all.
@@ -45,9 +41,9 @@ class Snapshots:
             raise
         finally:
             self._disk.close(file)
-        self._disk.rename(temporary, self._folder / f"{sequence:020d}{SUFFIX}")
+        self._disk.rename(temporary, self._folder / f"{sequence:020d}{_SUFFIX}")
         self._disk.sync_folder(self._folder)
-        for _, path in self.newest_first()[_KEPT:]:
+        for _, path in snapshots(self._folder)[_KEPT:]:
             self._disk.remove(path)
 
     def set_aside(self, path: Path) -> None:
@@ -57,11 +53,11 @@ class Snapshots:
 
     def covered(self) -> int:
         """Sequence up to which each kept snapshot stands for the journal."""
-        kept = self.newest_first()
+        kept = snapshots(self._folder)
         return kept[-1][0] if len(kept) >= _KEPT else 0
 
 
 def snapshots(folder: Path) -> list[tuple[int, Path]]:
     """The snapshots of a folder, newest first: the sequence each has seen, and its file."""
-    found = (path for path in folder.glob(f"*{SUFFIX}") if path.stem.isdigit())
+    found = (path for path in folder.glob(f"*{_SUFFIX}") if path.stem.isdigit())
     return sorted(((int(path.stem), path) for path in found), reverse=True)

@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -17,6 +19,10 @@ import httpx
 import pytest
 
 from organism.genome import Genome, new_genome, save
+from server.engine import Engine
+from server.metrics import Metrics
+from server.settings import load_settings
+from server.storage.disk import Disk
 from tests.conftest import small_config
 
 OCTETS = {"Content-Type": "application/octet-stream"}
@@ -25,6 +31,46 @@ OCTETS = {"Content-Type": "application/octet-stream"}
 def small_genome(seed: int = 1) -> Genome:
     """A tiny untrained genome with every mechanism on."""
     return new_genome(small_config(calibration=True), seed)
+
+
+def make_engine(
+    folder: Path, disk: Disk | None = None, genome: Genome | None = None, **changes: object
+) -> Engine:
+    """An engine that is not started; it takes snapshots only when asked, and at a stop."""
+    values = {"state_dir": folder, "snapshot_interval_s": 86_400} | changes
+    settings = load_settings({f"ORGANISM_{name.upper()}": str(v) for name, v in values.items()})
+    return Engine(settings, Metrics(), lambda: genome or small_genome(), disk)
+
+
+@contextmanager
+def engine(
+    folder: Path, disk: Disk | None = None, genome: Genome | None = None, **changes: object
+) -> Iterator[Engine]:
+    """An engine that has recovered, stopped at the end."""
+    running = make_engine(folder, disk, genome, **changes)
+    running.start()
+    try:
+        running.recovered.result(timeout=60)
+        yield running
+    finally:
+        running.stop()
+
+
+@contextmanager
+def held(call: Callable[[Callable[[], None]], object]) -> Iterator[None]:
+    """Hold whoever is called with something to do, until the block ends."""
+    entered, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        entered.set()
+        release.wait(30)
+
+    call(hold)
+    assert entered.wait(30)
+    try:
+        yield
+    finally:
+        release.set()
 
 
 @dataclass

@@ -6,8 +6,8 @@ import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,8 @@ from websockets.sync.client import connect
 
 from server.engine import Engine
 from server.errors import Problem
-from server.metrics import Metrics
-from server.settings import load_settings
 from server.storage.disk import Disk
-from tests.server.conftest import Daemon, small_genome
+from tests.server.conftest import Daemon, engine, make_engine
 
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
 
@@ -47,18 +45,6 @@ class Faulty(Disk):
         if self.broken:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         super().sync(file)
-
-
-@contextmanager
-def engine(folder: Path, disk: Disk) -> Iterator[Engine]:
-    """A running engine on a disk."""
-    values = {"ORGANISM_STATE_DIR": str(folder), "ORGANISM_SNAPSHOT_INTERVAL_S": "86400"}
-    running = Engine(load_settings(values), Metrics(), small_genome, disk)
-    running.start().result(timeout=60)
-    try:
-        yield running
-    finally:
-        running.stop()
 
 
 def refused(running: Engine, message: bytes) -> Problem:
@@ -134,7 +120,8 @@ def test_a_failed_sync_stops_learning(tmp_path: Path) -> None:
         disk.broken = False
         assert refused(running, b"nor this\n").status == 503
         assert not running.ready
-        assert running.refusal().slug == "learning-stopped"
+        assert (refusal := running.refusal()) is not None
+        assert refusal.slug == "learning-stopped"
         assert running.offset == 5
         assert running.life is before
         assert running.recall(b"told").result(timeout=30).offset == 5
@@ -147,8 +134,7 @@ def test_a_failed_sync_stops_learning(tmp_path: Path) -> None:
 def test_a_failed_write_takes_nothing_that_was_told(tmp_path: Path, fsync: str) -> None:
     """What is not synced was acknowledged all the same, and is still the kernel's to keep."""
     disk = Faulty()
-    values = {"ORGANISM_STATE_DIR": str(tmp_path), "ORGANISM_FSYNC": fsync}
-    running = Engine(load_settings(values), Metrics(), small_genome, disk)
+    running = make_engine(tmp_path, disk, fsync=fsync)
     running.start().result(timeout=60)
     for _ in range(10):
         running.submit(b"told\n").result(timeout=30)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,36 +11,17 @@ import torch
 
 from organism.chunking import chunk_spans
 from organism.encoder import encode
-from organism.genome import Genome, new_genome
+from organism.genome import new_genome
 from organism.jit import F32
 from organism.lifetime import live
 from organism.living import LivingCortex, Trace
 from server.engine import Engine, SwapRefused
 from server.errors import Problem
-from server.metrics import Metrics
-from server.settings import ServerSettings, load_settings
 from server.storage.statedir import StateDirError
 from tests.conftest import small_config
-from tests.server.conftest import small_genome
+from tests.server.conftest import engine, held, make_engine, small_genome
 
 MESSAGES = [b"a first line\nand a second\n", b"a third\n\n", b"a first line\n", b"end"]
-
-
-def settings(folder: Path, **changes: str) -> ServerSettings:
-    """Settings with a state folder."""
-    names = {f"ORGANISM_{name.upper()}": value for name, value in changes.items()}
-    return load_settings({"ORGANISM_STATE_DIR": str(folder), **names})
-
-
-@contextmanager
-def engine(folder: Path, genome: Genome | None = None, **changes: str) -> Iterator[Engine]:
-    """A running engine."""
-    running = Engine(settings(folder, **changes), Metrics(), lambda: genome or small_genome())
-    running.start().result(timeout=60)
-    try:
-        yield running
-    finally:
-        running.stop()
 
 
 def test_state_is_a_fold_over_the_messages(tmp_path: Path) -> None:
@@ -112,28 +92,22 @@ def test_what_was_queued_at_a_stop_is_learned(tmp_path: Path) -> None:
 
 
 @contextmanager
-def held(running: Engine) -> Iterator[None]:
+def learner_held(running: Engine) -> Iterator[None]:
     """Hold the learner at a read until the block ends."""
-    entered, release = threading.Event(), threading.Event()
 
-    def hold() -> None:
-        entered.set()
-        release.wait(30)
+    def read(hold: Callable[[], None]) -> None:
+        with running._condition:
+            running._reads.append(hold)
+            running._condition.notify()
 
-    with running._condition:
-        running._reads.append(hold)
-        running._condition.notify()
-    assert entered.wait(30)
-    try:
+    with held(read):
         yield
-    finally:
-        release.set()
 
 
 def test_the_queue_is_bounded_in_bytes(tmp_path: Path) -> None:
     """Beyond the limit a message is refused with 503, and what was taken is learned."""
     with engine(tmp_path, body_limit_bytes="10", queue_limit_bytes="25") as running:
-        with held(running):
+        with learner_held(running):
             taken = [running.submit(b"123456789\n") for _ in range(2)]
             with pytest.raises(Problem, match="send again later") as caught:
                 running.submit(b"123456789\n")
@@ -230,8 +204,9 @@ def test_a_genome_of_another_body_is_refused(tmp_path: Path) -> None:
 def test_one_engine_a_folder(tmp_path: Path) -> None:
     """The folder is held while the engine runs, and free afterwards."""
     with engine(tmp_path):
-        second = Engine(settings(tmp_path), Metrics(), small_genome)
+        second = make_engine(tmp_path)
         with pytest.raises(StateDirError, match="held by another daemon"):
             second.start()
     with engine(tmp_path) as running:
         assert running.ready
+        assert running.refusal() is None

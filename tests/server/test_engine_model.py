@@ -16,15 +16,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from organism.genome import Genome, new_genome, to_bytes
-from server.engine import Engine
 from server.episodes import Episodes
 from server.errors import Problem
 from server.learner import Learner
-from server.metrics import Metrics
-from server.settings import load_settings
 from server.storage.segment import MESSAGES, Kind, Record
 from tests.conftest import small_config
-from tests.server.conftest import small_genome
+from tests.server.conftest import make_engine, small_genome
 
 EPISODES = 12
 PIECES = st.lists(
@@ -48,13 +45,7 @@ class Organism(RuleBasedStateMachine):
         self._start()
 
     def _start(self) -> None:
-        values = {
-            "ORGANISM_STATE_DIR": str(self.folder),
-            "ORGANISM_SNAPSHOT_INTERVAL_S": "86400",
-            "ORGANISM_EPISODE_CHUNKS": str(EPISODES),
-            "ORGANISM_FSYNC": "no",
-        }
-        self.engine = Engine(load_settings(values), Metrics(), small_genome)
+        self.engine = make_engine(self.folder, episode_chunks=EPISODES, fsync="no")
         self.engine.start().result(timeout=60)
 
     @property

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from server.engine import Engine
-from server.metrics import Metrics
-from server.settings import load_settings
 from server.storage.disk import Disk
-from tests.server.conftest import small_genome
+from tests.server.conftest import engine
 
 
 class Slow(Disk):
@@ -37,22 +33,6 @@ class Slow(Disk):
         self.syncs += 1
 
 
-@contextmanager
-def engine(folder: Path, disk: Disk, fsync: str) -> Iterator[Engine]:
-    """A running engine on a disk."""
-    values = {
-        "ORGANISM_STATE_DIR": str(folder),
-        "ORGANISM_FSYNC": fsync,
-        "ORGANISM_SNAPSHOT_INTERVAL_S": "86400",
-    }
-    running = Engine(load_settings(values), Metrics(), small_genome, disk)
-    running.start().result(timeout=60)
-    try:
-        yield running
-    finally:
-        running.stop()
-
-
 def until(holds: Callable[[], bool]) -> None:
     """Wait for a condition."""
     tick = threading.Event()
@@ -66,7 +46,7 @@ def until(holds: Callable[[], bool]) -> None:
 def test_one_sync_stands_for_all_that_wait(tmp_path: Path) -> None:
     """Nobody is told before it; those that came while it ran share the next."""
     disk = Slow()
-    with engine(tmp_path, disk, "always") as running:
+    with engine(tmp_path, disk, fsync="always") as running:
         running.submit(b"the first segment begins\n").result(timeout=60)
         before = disk.syncs
         disk.waiting.clear()
@@ -86,7 +66,7 @@ def test_one_sync_stands_for_all_that_wait(tmp_path: Path) -> None:
 def test_everysec_tells_at_once_and_syncs_within_a_second(tmp_path: Path) -> None:
     """An answer does not wait for the disk; the disk follows by itself."""
     disk = Slow()
-    with engine(tmp_path, disk, "everysec") as running:
+    with engine(tmp_path, disk, fsync="everysec") as running:
         running.submit(b"the first segment begins\n").result(timeout=60)
         until(lambda: not running._journal.is_behind)
         before = disk.syncs
@@ -100,7 +80,7 @@ def test_everysec_tells_at_once_and_syncs_within_a_second(tmp_path: Path) -> Non
 def test_no_leaves_the_time_to_the_system(tmp_path: Path) -> None:
     """Nothing is synced but with a snapshot, which must not be ahead of the journal."""
     disk = Slow()
-    with engine(tmp_path, disk, "no") as running:
+    with engine(tmp_path, disk, fsync="no") as running:
         running.submit(b"the first segment begins\n").result(timeout=60)
         before, written = disk.syncs, disk.written
         for i in range(20):

@@ -145,6 +145,7 @@ def test_a_connection_that_says_nothing_is_ended(hasty: Daemon) -> None:
 @pytest.mark.parametrize(
     ("before", "part"),
     [
+        (b"POST /ing", b""),
         (GET + b"X-Slow: ", b"a"),
         (GET + b"X-Slow: ", b""),
         (b"", b"\r\n"),
@@ -154,6 +155,7 @@ def test_a_connection_that_says_nothing_is_ended(hasty: Daemon) -> None:
         (POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\nx\n\r\n0\r\n", b"A: b\r\n"),
     ],
     ids=[
+        "part-of-a-line",
         "head-by-bytes",
         "part-of-a-head",
         "line-ends",
@@ -176,6 +178,7 @@ def test_a_slow_request_is_ended(hasty: Daemon, before: bytes, part: bytes, earl
         reply = only_reply(trickle(hasty, connection, part))
         took_s = time.monotonic() - start
     assert reply.status == 408
+    assert reply.problem["type"] == "urn:organism:problem:too-slow"
     assert f"{TIMEOUT_S:g} s" in str(reply.problem["detail"])
     assert TIMEOUT_S * 0.9 <= took_s < TIMEOUT_S + SLACK_S
     assert refused(hasty, 408) == count + 1
@@ -207,6 +210,7 @@ def test_a_head_without_end_is_refused(hasty: Daemon, before: bytes, part: bytes
             assert sent < 16 << 20
         reply = only_reply(to_the_end(connection))
     assert reply.status == 431
+    assert reply.problem["type"] == "urn:organism:problem:head-too-large"
     assert reply.problem["limit_bytes"] == 1 << 16
     assert refused(hasty, 431) == count + 1
 
@@ -407,3 +411,31 @@ def test_clients_write_nothing_into_the_log(hasty: Daemon) -> None:
             connection.sendall(GET.replace(b"healthz", b"ingest/ws?cue=s3cr3t") + HANDSHAKE)
             assert b" 101 " in connection.recv(1 << 16)
     assert hasty.log.read_text() == before
+
+
+def test_large_bodies_in_many_parts_have_no_head_limit(daemon: Daemon) -> None:
+    """A kept connection may send several."""
+    with connect(daemon) as connection:
+        for _ in range(3):
+            body = b"x" * 200_000
+            connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(body))
+            for first in range(0, len(body), 30_000):
+                connection.sendall(body[first : first + 30_000])
+            assert b" 200 " in one_reply(connection)
+
+
+def test_connections_that_are_gone_hold_no_memory(hasty: Daemon) -> None:
+    """Hundreds that come with a body, are refused and leave: memory is that of the last few."""
+    process = psutil.Process(hasty.process.pid)
+    body = b"x" * 60_000
+    head = b"POST /ingest HTTP/1.1\r\nHost: evil.example\r\nContent-Length: %d\r\n\r\n" % len(body)
+
+    def come_and_go(count: int) -> int:
+        for _ in range(count):
+            with connect(hasty) as connection:
+                connection.sendall(head + body)
+                assert connection.recv(1 << 16).startswith(b"HTTP/1.1 421 ")
+        return int(process.memory_info().rss)
+
+    before = come_and_go(300)
+    assert come_and_go(1500) - before < 40 << 20

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,37 +18,16 @@ from server.episodes import Episodes
 from server.errors import Problem
 from server.learner import Learner
 from server.life import Life
-from server.metrics import Metrics
-from server.settings import load_settings
 from server.storage.disk import Disk
 from server.storage.journal import Journal, JournalDamaged
 from server.storage.segment import segments
 from server.storage.snapshot import snapshots
 from server.storage.statedir import StateDirError
 from tests.conftest import small_config
-from tests.server.conftest import small_genome
+from tests.server.conftest import engine, held, make_engine
 
 FIXTURES = Path(__file__).parent / "fixtures"
 MESSAGES = [b"message %d\nand a line that repeats\n" % i for i in range(40)]
-
-
-@contextmanager
-def engine(folder: Path, **changes: object) -> Iterator[Engine]:
-    """A running engine, stopped at the end."""
-    running = made(folder, **changes)
-    running.start()
-    try:
-        running.recovered.result(timeout=60)
-        yield running
-    finally:
-        running.stop()
-
-
-def made(folder: Path, **changes: object) -> Engine:
-    """An engine that is not started; it takes snapshots only when asked, and at a stop."""
-    values = {"state_dir": folder, "snapshot_interval_s": 86_400} | changes
-    names = {f"ORGANISM_{name.upper()}": str(value) for name, value in values.items()}
-    return Engine(load_settings(names), Metrics(), small_genome)
 
 
 def send(running: Engine, messages: Sequence[bytes]) -> None:
@@ -184,7 +163,7 @@ def test_a_refusal_to_start_is_one_at_every_start(tmp_path: Path) -> None:
         else:
             segment.write_bytes(left)
         for _ in range(3):
-            again = made(copy)
+            again = make_engine(copy)
             with pytest.raises(JournalDamaged):
                 again.start().result(timeout=60)
             again.stop()
@@ -250,7 +229,7 @@ def test_a_duplicate_is_known_after_a_recovery(tmp_path: Path) -> None:
 def test_repetitions_within_one_batch_are_learned_once(tmp_path: Path) -> None:
     """A repetition that waits beside its original is a duplicate; what follows it is learned."""
     with engine(tmp_path) as running:
-        with held(running):
+        with held(running._intake.call):
             sent = ((b"a\n", 0), (b"a\n", 0), (b"b\n", 2), (b"\nb", 1))
             promises = [running.submit(message, claimed) for message, claimed in sent]
         receipts = [promise.result(timeout=60) for promise in promises]
@@ -258,30 +237,12 @@ def test_repetitions_within_one_batch_are_learned_once(tmp_path: Path) -> None:
     assert [receipt.offset for receipt in receipts] == [2, 2, 4, 3]
 
 
-@contextmanager
-def held(running: Engine) -> Iterator[None]:
-    """Hold the journal's thread until the block ends."""
-    entered, release = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        entered.set()
-        release.wait(30)
-
-    done = running._intake.call(hold)
-    assert entered.wait(30)
-    try:
-        yield
-    finally:
-        release.set()
-        done.result(timeout=30)
-
-
 def test_a_stop_in_the_middle_of_a_recovery_changes_nothing(tmp_path: Path) -> None:
     """The next start recovers whole."""
     with engine(tmp_path / "state") as running:
         send(running, MESSAGES)
         live, copy = everything(running), killed(tmp_path / "state")
-    interrupted = made(copy)
+    interrupted = make_engine(copy)
     interrupted.start()
     interrupted.stop()
     with suppress(Stopped):
@@ -295,7 +256,7 @@ def test_a_time_to_stop_is_kept(tmp_path: Path) -> None:
     message = b"".join(b"line %d of a long message\n" % i for i in range(50_000))
     with engine(tmp_path) as running:
         send(running, MESSAGES[:1])
-        with held(running):
+        with held(running._intake.call):
             promise = running.submit(message)
         before = running.life.offset
         running.stop(patience_s=0)
@@ -329,7 +290,7 @@ def test_a_damaged_snapshot_without_a_journal_is_refused(tmp_path: Path) -> None
     shutil.copytree(FIXTURES / "schema-1", tmp_path / "state")
     path = tmp_path / "state" / "organism.snapshot"
     path.write_bytes(path.read_bytes()[:-1])
-    running = made(tmp_path / "state")
+    running = make_engine(tmp_path / "state")
     with pytest.raises(StateDirError, match=r"organism\.snapshot"):
         running.start().result(timeout=60)
     running.stop()
@@ -356,7 +317,7 @@ def test_damage_is_refused(tmp_path: Path) -> None:
     damaged = bytearray(path.read_bytes())
     damaged[damaged.find(b"message 4")] ^= 1
     path.write_bytes(damaged)
-    running = made(copy)
+    running = make_engine(copy)
     with pytest.raises(JournalDamaged, match=f"{path}, byte "):
         running.start().result(timeout=60)
     running.stop()

@@ -11,24 +11,17 @@ import pytest
 
 from server import verify
 from server.engine import Engine
-from server.metrics import Metrics
-from server.settings import load_settings
 from server.storage.segment import segments
 from server.storage.snapshot import snapshots
 from server.storage.statedir import StateDirError
-from tests.server.conftest import small_genome
+from tests.server.conftest import make_engine
 
 MESSAGES = [b"message %d\n" % i for i in range(30)]
 
 
 def started(folder: Path) -> Engine:
     """An engine that has recovered; segments of a few messages."""
-    values = {
-        "ORGANISM_STATE_DIR": str(folder),
-        "ORGANISM_JOURNAL_BYTES": "2400",
-        "ORGANISM_SNAPSHOT_INTERVAL_S": "86400",
-    }
-    engine = Engine(load_settings(values), Metrics(), small_genome)
+    engine = make_engine(folder, journal_bytes=2400)
     try:
         engine.start().result(timeout=60)
     except BaseException:
