@@ -19,12 +19,13 @@ from typing import NamedTuple
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server import errors
+from server import errors, page
 from server.errors import Problem
 from server.metrics import Metrics
 from server.settings import ServerSettings
 
-_OPEN_PATHS = ("/healthz", "/readyz")
+# The dashboard's files hold no data: it asks for the key, as anyone must.
+_OPEN_PATHS = ("/healthz", "/readyz", *page.PATHS)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _POLICY_VIOLATION = 1008
 _KNOWN_HOSTS = 1024

@@ -33,6 +33,8 @@ from server.learner import (
 )
 from server.life import LegacySnapshot, Life
 from server.metrics import Metrics
+from server.observer import Observer, Stretch
+from server.probe import Measured, Probe
 from server.settings import ServerSettings
 from server.storage.disk import Disk
 from server.storage.journal import Entry, Journal
@@ -76,6 +78,7 @@ class Engine:
     Attributes:
         recovered: done when messages are taken; or holds what made the recovery fail.
         episodes: its episode memory.
+        observer: what was lived since the start, for those who watch.
     """
 
     def __init__(
@@ -96,6 +99,8 @@ class Engine:
         self._legacy = legacy_snapshot(folder)
         self._intake = Intake(settings, metrics, self._journal, self._committed)
         self.episodes = Episodes(settings.episode_chunks, settings.episode_bytes)
+        self.observer = Observer()
+        self._probe = Probe(self.recall, self.episodes, self.observer)
         self.recovered: Future[None] = Future()
         self._learner = Learner(self.episodes)
         self._condition = threading.Condition(threading.Lock())
@@ -108,6 +113,9 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="learner")
         self._keeper = threading.Thread(target=self._keep, name="snapshots")
         self._stopping = threading.Event()
+        self._prober = threading.Thread(
+            target=self._probe.run, args=(settings.probe_interval_s, self._stopping), name="probe"
+        )
         self._snapshot_lock = threading.Lock()
         self._kept: Kept | None = None
 
@@ -135,6 +143,31 @@ class Engine:
         """Offset of the stream after the last message that is in the journal."""
         self._must_have_recovered()
         return self._intake.offset
+
+    @property
+    def progress(self) -> float:
+        """How much of the journal is recovered, 0 to 1."""
+        return self._progress
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has recovered, and has a life to be asked for."""
+        return self._has_recovered
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the end has begun."""
+        return self._stopping.is_set()
+
+    @property
+    def recalled(self) -> Measured:
+        """Live recall, as far as it is measured."""
+        return self._probe.measured
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of messages that wait to be learned."""
+        return self._intake.queued_bytes
 
     def start(self) -> Future[None]:
         """Hold the state folder, and begin to recover.
@@ -272,6 +305,7 @@ class Engine:
                 self._thread.join()
                 if self.recovered.exception() is None:
                     self._keeper.join()
+                    self._prober.join()
                     self.snapshot()
                     _log.info("stopped at offset %d", self.life.offset)
         finally:
@@ -296,8 +330,11 @@ class Engine:
     def _run(self) -> None:
         try:
             self._recover()
-            self._metrics.follow(lambda: self._learner.life, self._intake, self._journal)
+            self._metrics.follow(
+                lambda: self._learner.life, self._intake, self._journal, lambda: self.recalled
+            )
             self._keeper.start()
+            self._prober.start()
             self._intake.open()
         except BaseException as error:  # whoever started it is told
             self.recovered.set_exception(error)
@@ -339,7 +376,7 @@ class Engine:
         outcomes: list[Receipt | Life] = []
         if self._fault is None:
             try:
-                outcomes = self._learner.fold(records, self._between, self._metrics.lived)
+                outcomes = self._learner.fold(records, self._between, self._lived)
             except Stopped:
                 self._fault = errors.not_ready
             except Exception:  # the learner's edge: the journal has what it could not learn
@@ -359,6 +396,10 @@ class Engine:
                     sink.set_result(Receipt(verdict.end, 0, None, None, beta, duplicate=True))
                 else:
                     sink.set_result(next(following))
+
+    def _lived(self, stretch: Stretch) -> None:
+        self.observer.note(stretch)
+        self._metrics.lived(len(stretch.data), stretch.trace.familiarity)
 
     def _recover(self) -> None:
         """Read the newest good snapshot, and replay what the journal has beyond it."""

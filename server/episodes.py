@@ -9,6 +9,7 @@ containing the cue; edit distance ranks them.
 from __future__ import annotations
 
 import math
+import random
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from rapidfuzz import fuzz, process
-from rapidfuzz.distance import OSA
+from rapidfuzz.distance import OSA, Levenshtein
 
 from organism.chunking import Bytes, Spans
 from organism.encoder import gram_hash, packed, place_of
@@ -30,6 +31,8 @@ _LARGEST = np.int32(127)
 _CANDIDATES = 128
 # A chunk contains a cue that fits into it this well, 0 to 100.
 _CONTAINED = 97
+# Shorter runs of equal bytes are there by chance.
+_SHORTEST_RUN = 3
 # Chunks added under one hold of the lock, so that no search waits for a large message.
 _ADDED_AT_ONCE = 512
 
@@ -68,27 +71,36 @@ class Episodes:
         self._free = list(range(max_chunks - 1, -1, -1))
         self._lock = threading.Lock()
 
-    def add(self, data: bytes, spans: Spans, offsets: npt.NDArray[np.int64]) -> None:
+    def add(
+        self, data: bytes, spans: Spans, offsets: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.bool_]:
         """Remember chunks in the order they were lived; the oldest give way.
 
         Args:
             data: bytes that hold the chunks.
             spans: where each starts and ends in them, ``(chunks, 2)``.
             offsets: where each starts in the stream, ``(chunks,)``.
+
+        Returns:
+            Which of them were not remembered when their turn came, ``(chunks,)``.
         """
+        new = np.empty(len(spans), bool)
         for first in range(0, len(spans), _ADDED_AT_ONCE):
             some = spans[first : first + _ADDED_AT_ONCE]
             vectors, norms = _embedded(data, some)
             starts = offsets[first : first + _ADDED_AT_ONCE]
             where = zip(some.tolist(), starts.tolist(), strict=True)
             with self._lock:
-                slots = np.array([self._place(data[a:b], offset) for (a, b), offset in where])
+                placed = [self._place(data[a:b], offset) for (a, b), offset in where]
+                slots = np.array([slot for slot, _ in placed])
+                new[first : first + len(placed)] = [is_new for _, is_new in placed]
                 kept = slots >= 0
                 self._vectors[slots[kept]] = vectors[kept]
                 self._norms[slots[kept]] = norms[kept]
                 # What was placed may have given way again before the last of these chunks.
                 gone = [slot for slot in slots[kept].tolist() if self._chunks[slot] is None]
                 self._norms[gone] = 0
+        return new
 
     def forget_before(self, offset: int) -> None:
         """Forget chunks whose latest occurrence lies before an offset of the stream."""
@@ -100,6 +112,21 @@ class Episodes:
         """All episodes, oldest occurrence first."""
         with self._lock:
             return [Episode(chunk, self._offsets[slot]) for chunk, slot in self._slots.items()]
+
+    def sample(self, count: int, rng: random.Random) -> list[Episode]:
+        """Draw episodes, each as likely as any other, with repetition; fewer where one just went.
+
+        Args:
+            count: how many.
+            rng: source of the randomness.
+        """
+        taken = np.flatnonzero(self._norms)  # without the lock, as in a search
+        if not len(taken):
+            return []
+        slots = [int(taken[rng.randrange(len(taken))]) for _ in range(count)]
+        with self._lock:
+            drawn = [(self._chunks[slot], self._offsets[slot]) for slot in slots]
+        return [Episode(chunk, offset) for chunk, offset in drawn if chunk is not None]
 
     def search(self, cue: bytes, count: int) -> list[FoundEpisode]:
         """Find the lived chunks nearest to a cue: itself, those that contain it, the most similar.
@@ -132,14 +159,15 @@ class Episodes:
         )
         return [FoundEpisode(episode, similarity) for episode, similarity, _ in ranked[:count]]
 
-    def _place(self, chunk: bytes, offset: int) -> int:
-        """Give a chunk its slot; −1 where it is larger than the whole memory."""
+    def _place(self, chunk: bytes, offset: int) -> tuple[int, bool]:
+        """Give a chunk its slot, −1 where it is larger than the whole memory; is it new?"""
         slot = self._slots.get(chunk)
+        is_new = slot is None
         if slot is not None:
             self._slots.move_to_end(chunk)
         else:
             if len(chunk) > self._max_bytes:
-                return -1
+                return -1, True
             while not self._free or self._size_bytes + len(chunk) > self._max_bytes:
                 self._forget_oldest()
             slot = self._free.pop()
@@ -147,7 +175,7 @@ class Episodes:
             self._size_bytes += len(chunk)
             self._chunks[slot] = chunk
         self._offsets[slot] = offset
-        return slot
+        return slot, is_new
 
     def _forget_oldest(self) -> None:
         chunk, slot = self._slots.popitem(last=False)
@@ -155,6 +183,22 @@ class Episodes:
         self._chunks[slot] = None
         self._norms[slot] = 0
         self._free.append(slot)
+
+
+def shared_runs(cue: bytes, chunk: bytes) -> list[tuple[int, int, int]]:
+    """Find the runs of bytes that a cue and a chunk share, along their cheapest alignment.
+
+    Returns:
+        Start in the cue, start in the chunk, and length of each, in order.
+
+    >>> shared_runs(b"session 4 closed", b"session 17 closed")
+    [(0, 0, 8), (9, 10, 7)]
+    """
+    return [
+        (op.src_start, op.dest_start, op.src_end - op.src_start)
+        for op in Levenshtein.opcodes(cue, chunk)
+        if op.tag == "equal" and op.src_end - op.src_start >= _SHORTEST_RUN
+    ]
 
 
 def _candidates(vectors: npt.NDArray[np.int8], norms: F32, cue: npt.NDArray[np.int8]) -> list[int]:

@@ -21,6 +21,7 @@ from organism.jit import F32
 from organism.living import LivingCortex, Trace
 from server.episodes import Episodes
 from server.life import LegacySnapshot, Life
+from server.observer import Stretch
 from server.storage.segment import MESSAGES, Kind, Record
 from server.wire import Receipt
 
@@ -69,14 +70,14 @@ class Learner:
         self,
         records: Sequence[Record],
         between: Callable[[], None] = lambda: None,
-        lived: Callable[[int, F32], None] = lambda *_: None,
+        lived: Callable[[Stretch], None] = lambda _: None,
     ) -> list[Receipt | Life]:
         """Live through records, in order.
 
         Args:
             records: that follow the life's last.
             between: called between blocks of chunks; what it raises ends the fold.
-            lived: told the bytes of some messages and the familiarity of their chunks.
+            lived: told of the chunks that were learned together.
 
         Returns:
             What each record came to: the receipt of a message, or the life after another record.
@@ -112,13 +113,13 @@ class Learner:
         self,
         records: Sequence[Record],
         between: Callable[[], None],
-        lived: Callable[[int, F32], None],
+        lived: Callable[[Stretch], None],
     ) -> list[Receipt]:
         before = self.life
         data, ends, spans = _cut(records)
         try:
             trace = self._learn(data, spans, between)
-            self.episodes.add(data, spans, before.offset + spans[:, 0])
+            new = self.episodes.add(data, spans, before.offset + spans[:, 0])
         except BaseException:
             self._cortex.restore(before.kept)
             raise
@@ -129,7 +130,7 @@ class Learner:
             sequence=records[-1].sequence,
             entropy=float(trace.entropy[-1]) if len(spans) else before.entropy,
         )
-        lived(len(data), trace.familiarity)
+        lived(Stretch(data, spans, before.offset, trace, new))
         return _receipts(before, trace, np.searchsorted(spans[:, 0], ends).tolist(), ends)
 
     def _learn(self, data: bytes, spans: Spans, between: Callable[[], None]) -> Trace:

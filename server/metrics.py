@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -69,6 +70,22 @@ class Journalled(Protocol):
         """Bytes on the disk."""
 
 
+class Recalled(Protocol):
+    """Live recall; NaN before it is measured."""
+
+    @property
+    def auroc(self) -> float:
+        """AUROC of familiarity."""
+
+    @property
+    def top1(self) -> float:
+        """Share of first matches that are right."""
+
+    @property
+    def error(self) -> float:
+        """Mean distance of the first match."""
+
+
 class _Familiarity(Collector):
     """A histogram that takes a batch of values at once."""
 
@@ -94,7 +111,7 @@ class _Familiarity(Collector):
 
 
 class Metrics:
-    """The daemon's series; written by the engine, the retrainer and the recall route."""
+    """The daemon's series; written by the engine, the retrainer and the door."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -120,9 +137,21 @@ class Metrics:
         self.registry.register(self._familiarity)
         self.recall_error = gauge(
             "organism_recall_error",
-            "Normalised edit distance from the last cue to its first match; NaN before any.",
+            "Live recall: mean normalised edit distance from the first match of a damaged lived "
+            "chunk to the lived one, 0 to 1; NaN before it is measured.",
         )
-        self.recall_error.set(float("nan"))
+        self.recall_auroc = gauge(
+            "organism_recall_auroc_ratio",
+            "Live recall: AUROC of familiarity, damaged lived chunks against new ones, 0 to 1; NaN "
+            "before it is measured.",
+        )
+        self.recall_top1 = gauge(
+            "organism_recall_top1_ratio",
+            "Live recall: share of damaged lived chunks whose first match is the lived one, 0 to "
+            "1; NaN before it is measured.",
+        )
+        for series in (self.recall_error, self.recall_auroc, self.recall_top1):
+            series.set(math.nan)
         self.retrain_in_progress = gauge(
             "organism_retrain_in_progress", "1 while a genome is being retrained."
         )
@@ -161,7 +190,13 @@ class Metrics:
         )
         build.labels(version("organism"), platform.python_version()).set(1)
 
-    def follow(self, life: Callable[[], Observed], queue: Queued, journal: Journalled) -> None:
+    def follow(
+        self,
+        life: Callable[[], Observed],
+        queue: Queued,
+        journal: Journalled,
+        recalled: Callable[[], Recalled],
+    ) -> None:
         """Read the gauges, at each scrape, from where these lead."""
         self.ingest_queue_bytes.set_function(lambda: queue.queued_bytes)
         self.journal_offset.set_function(lambda: queue.offset)
@@ -170,6 +205,9 @@ class Metrics:
         self.entropy.set_function(lambda: life().entropy or 0.0)
         self.metabolic_beta.set_function(lambda: life().beta)
         self.plasticity_rate.set_function(lambda: life().plasticity_rate)
+        self.recall_auroc.set_function(lambda: recalled().auroc)
+        self.recall_top1.set_function(lambda: recalled().top1)
+        self.recall_error.set_function(lambda: recalled().error)
 
     def snapshot_taken(self) -> None:
         """Note that a snapshot has just been written."""

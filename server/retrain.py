@@ -17,50 +17,19 @@ import tempfile
 import uuid
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
 
 from organism.genome import load, save
 from server.engine import Engine
 from server.errors import Problem
 from server.metrics import Metrics
+from server.wire import Job, RetrainRequest
 
 _NICENESS = 19
 _KEPT_JOBS = 32
 _TAIL_LINES = 20
 
 _log = logging.getLogger("organism.retrain")
-
-
-class RetrainRequest(BaseModel):
-    """What to train; everything has a default."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    outer_steps: int = Field(200, ge=1, le=10_000, description="outer steps of meta-training")
-    seed: int = Field(1, ge=0, lt=1 << 32, description="seed of the training streams")
-    threads: int = Field(1, ge=1, le=64, description="cores the child may use")
-
-
-class Job(BaseModel):
-    """One retraining, from request to verdict."""
-
-    id: str
-    status: Literal["running", "succeeded", "failed"] = Field(
-        "running", description="succeeded: a verdict was reached, for or against the successor"
-    )
-    step: int = Field(0, description="outer steps done")
-    outer_steps: int = Field(description="outer steps asked for")
-    loss: float | None = Field(None, description="training loss of the last step reported")
-    auroc: float | None = Field(None, description="training AUROC of the last step reported")
-    running_score: float | None = Field(None, description="held-out score of the running genome")
-    candidate_score: float | None = Field(None, description="held-out score of the successor")
-    promoted: bool | None = Field(
-        None, description="whether the successor took over; null before the verdict"
-    )
-    genome_sha256: str | None = Field(None, description="checksum of the successor")
-    error: str | None = Field(None, description="why it failed")
 
 
 class Retrainer:
@@ -93,6 +62,11 @@ class Retrainer:
             self._jobs.popitem(last=False)
         self._task = asyncio.create_task(self._run(job.id, request))
         return job
+
+    @property
+    def last(self) -> Job | None:
+        """The job under way, or else the last one that was."""
+        return next(reversed(self._jobs.values()), None)
 
     def job(self, job_id: str) -> Job:
         """Look a job up.

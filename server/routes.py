@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
-from server import errors, wire
+from organism.portrait import portrait
+from server import errors, page, wire
 from server.engine import Engine
+from server.episodes import shared_runs
+from server.events import Pulses
 from server.metrics import Metrics
 from server.replies import Replies
-from server.retrain import Job, Retrainer, RetrainRequest
+from server.retrain import Retrainer
 from server.settings import ServerSettings
+from server.wire import Job, RetrainRequest
 
 _log = logging.getLogger("organism.routes")
 
@@ -92,8 +98,10 @@ def make_router(
     """Build the routes around one engine."""
     router = APIRouter()
     _add_ingest(router, engine, ingest)
-    _add_recall(router, settings, engine, metrics, replies)
+    _add_recall(router, settings, engine, replies)
     _add_status(router, engine)
+    _add_events(router, Pulses(engine, retrainer))
+    _add_dashboard(router)
     _add_retraining(router, engine, retrainer)
     _add_operation(router, settings, engine, metrics)
     return router
@@ -127,7 +135,6 @@ def _add_recall(
     router: APIRouter,
     settings: ServerSettings,
     engine: Engine,
-    metrics: Metrics,
     replies: Replies,
 ) -> None:
     async def answer(request: Request, cue: bytes) -> Response:
@@ -141,12 +148,11 @@ def _add_recall(
                 similarity=f.similarity,
                 raw=f.episode.chunk,
                 text=f.episode.chunk.decode(errors="replace"),
+                shared=shared_runs(cue, f.episode.chunk),
             )
             for f in found
         ]
         error = 1 - matches[0].similarity if matches else None
-        if error is not None:
-            metrics.recall_error.set(error)
         reply = wire.RecallReply(
             familiarity=reading.familiarity,
             entropy=reading.entropy,
@@ -214,6 +220,40 @@ def _add_status(router: APIRouter, engine: Engine) -> None:
             provenance=dict(life.genome.provenance),
         )
         return wire.render(request, reply)
+
+    @router.get(
+        "/genome/rule", **_replies(wire.RuleReply), summary="The learned rule, drawn and named"
+    )
+    async def rule(request: Request) -> Response:
+        drawn = await asyncio.to_thread(portrait, engine.life.genome)
+        reply = wire.RuleReply(
+            family=drawn.family,
+            pre=drawn.pre.tolist(),
+            post=drawn.post.tolist(),
+            w=drawn.w.tolist(),
+            delta=drawn.delta.tolist(),
+            terms=[wire.Term(**vars(term)) for term in drawn.terms],
+            r_squared=drawn.r_squared,
+        )
+        return wire.render(request, reply)
+
+
+def _add_events(router: APIRouter, pulses: Pulses) -> None:
+    @router.get(
+        "/events",
+        response_class=EventSourceResponse,
+        responses=_refusals(),
+        summary="The organism each second, as server-sent events",
+    )
+    async def events() -> AsyncIterator[ServerSentEvent]:
+        """Events named `pulse`; the data of each is a Pulse."""
+        async for pulse in pulses.follow():
+            yield ServerSentEvent(raw_data=pulse.model_dump_json(), event="pulse")
+
+
+def _add_dashboard(router: APIRouter) -> None:
+    for path in page.PATHS:
+        router.add_api_route(path, page.serve(path), include_in_schema=False)
 
 
 def _add_retraining(router: APIRouter, engine: Engine, retrainer: Retrainer) -> None:

@@ -81,6 +81,9 @@ class ServerSettings(BaseModel):
         10_000, ge=1, le=100_000, description="most recent distinct chunks that recall searches"
     )
     episode_bytes: int = Field(16 << 20, ge=1, description="their bytes at most")
+    probe_interval_s: float = Field(
+        1.0, ge=0.05, le=86_400, description="time between measurements of live recall"
+    )
     matches: int = Field(8, ge=1, le=64, description="matches in a reply to recall")
 
     connections: int = Field(256, ge=1, le=65536, description="open at a time; beyond it: 503")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import msgpack
@@ -62,12 +62,16 @@ class Receipt(NamedTuple):
 class Match(BaseModel):
     """A lived chunk that resembles a cue."""
 
+    model_config = ConfigDict(populate_by_name=True)
+
     offset: int = Field(description="where its latest occurrence starts in the stream, bytes")
     similarity: float = Field(description="1 − normalised edit distance to the cue, 0 to 1")
-    raw: bytes = Field(
-        serialization_alias="bytes", description="the chunk: base64 in JSON, raw in msgpack"
-    )
+    raw: bytes = Field(alias="bytes", description="the chunk: base64 in JSON, raw in msgpack")
     text: str = Field(description="the chunk as UTF-8, undecodable bytes replaced")
+    shared: list[tuple[int, int, int]] = Field(
+        description="runs of bytes that cue and chunk share, in order: start in the cue, start in "
+        "the chunk, length"
+    )
 
     @field_serializer("raw", when_used="json")
     def _base64(self, value: bytes) -> str:
@@ -116,6 +120,100 @@ class GenomeReply(BaseModel):
     config: dict[str, Any]
     theta: dict[str, Any] = Field(description="θ by name, nested lists")
     provenance: dict[str, Any]
+
+
+class Term(BaseModel):
+    """One product of powers in a rule, and how much of the rule it is."""
+
+    name: str = Field(description="such as pre·post³")
+    coefficient: float = Field(description="its factor, in the rule's scaled units")
+    share: float = Field(
+        description="its root mean square over the portrait, of the sum of all terms', 0 to 1"
+    )
+
+
+class RuleReply(BaseModel):
+    """The learned rule, drawn: Δw over pre, post and w, in the rule's scaled units."""
+
+    family: Literal["polynomial", "mlp"]
+    pre: list[float] = Field(description="values of pre")
+    post: list[float] = Field(description="values of post")
+    w: list[float] = Field(description="values of w, one picture each")
+    delta: list[list[list[float]]] = Field(description="G(pre, post, w), by w, pre, post")
+    terms: list[Term] = Field(description="its terms, those that matter most first")
+    r_squared: float = Field(
+        description="how much of the rule the terms explain: 1 for a polynomial"
+    )
+
+
+class RetrainRequest(BaseModel):
+    """What to train; everything has a default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    outer_steps: int = Field(200, ge=1, le=10_000, description="outer steps of meta-training")
+    seed: int = Field(1, ge=0, lt=1 << 32, description="seed of the training streams")
+    threads: int = Field(1, ge=1, le=64, description="cores the child may use")
+
+
+class Job(BaseModel):
+    """One retraining, from request to verdict."""
+
+    id: str
+    status: Literal["running", "succeeded", "failed"] = Field(
+        "running", description="succeeded: a verdict was reached, for or against the successor"
+    )
+    step: int = Field(0, description="outer steps done")
+    outer_steps: int = Field(description="outer steps asked for")
+    loss: float | None = Field(None, description="training loss of the last step reported")
+    auroc: float | None = Field(None, description="training AUROC of the last step reported")
+    running_score: float | None = Field(None, description="held-out score of the running genome")
+    candidate_score: float | None = Field(None, description="held-out score of the successor")
+    promoted: bool | None = Field(
+        None, description="whether the successor took over; null before the verdict"
+    )
+    genome_sha256: str | None = Field(None, description="checksum of the successor")
+    error: str | None = Field(None, description="why it failed")
+
+
+class NovelChunk(BaseModel):
+    """A recent chunk that was hardly familiar when it came."""
+
+    offset: int = Field(description="where it starts in the stream, bytes")
+    familiarity: float = Field(description="before it was learned, 0 to 1")
+    text: str = Field(description="the chunk as UTF-8, undecodable bytes replaced, cut if long")
+    age_s: float = Field(description="how long ago it was learned")
+
+
+class LiveRecall(BaseModel):
+    """How well the organism recalls what it lived, measured on itself; null before it is."""
+
+    auroc: float | None = Field(description="familiarity of damaged lived chunks against new ones")
+    top1: float | None = Field(description="damaged lived chunks whose first match is the lived")
+    error: float | None = Field(description="normalised edit distance of the match to the lived")
+
+
+class Pulse(BaseModel):
+    """The organism at one moment, as ``/events`` tells it; means are since the pulse before."""
+
+    ready: bool = Field(description="whether messages are taken")
+    recovery: float = Field(description="how much of the journal is recovered, 0 to 1")
+    offset: int = Field(description="stream offset, bytes; 0 before it has recovered")
+    steps: int = Field(description="chunks lived")
+    chunks_per_s: float
+    bytes_per_s: float
+    queue_bytes: int = Field(description="bytes that wait to be learned")
+    entropy: float | None = Field(description="mean H of the chunks; null where none came")
+    familiarity: float | None = Field(
+        description="mean familiarity of the chunks before each was learned; null where none came"
+    )
+    beta: float | None = Field(description="metabolic β; null before it has recovered")
+    plasticity_rate: float | None = Field(description="α of the last chunk")
+    recall: LiveRecall
+    genome_sha256: str | None
+    genome_generation: int
+    retraining: Job | None = Field(description="the last retraining, under way or done")
+    novel: list[NovelChunk] = Field(description="least familiar of the recent chunks first")
 
 
 class ProblemReply(BaseModel):

@@ -73,6 +73,16 @@ def held(call: Callable[[Callable[[], None]], object]) -> Iterator[None]:
         release.set()
 
 
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for a condition."""
+    tick = threading.Event()
+    for _ in range(3000):
+        if holds():
+            return
+        tick.wait(0.01)
+    raise AssertionError("it did not come true within 30 s")
+
+
 @dataclass
 class Daemon:
     """A daemon process and a client for it; a context manager that stops it by SIGTERM."""

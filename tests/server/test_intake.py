@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from server.storage.disk import Disk
-from tests.server.conftest import engine
+from tests.server.conftest import engine, until
 
 
 class Slow(Disk):
@@ -31,16 +31,6 @@ class Slow(Disk):
         assert self.gate.wait(30)
         super().sync(file)
         self.syncs += 1
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Wait for a condition."""
-    tick = threading.Event()
-    for _ in range(3000):
-        if holds():
-            return
-        tick.wait(0.01)
-    raise AssertionError("it did not come true within 30 s")
 
 
 def test_one_sync_stands_for_all_that_wait(tmp_path: Path) -> None:
