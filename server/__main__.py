@@ -71,10 +71,11 @@ def main() -> int:
         return _EXIT_USAGE
     if options.command == "verify":
         return verify.run(options, settings.state_dir)
-    return _run(settings)
+    return serve(settings)
 
 
-def _run(settings: ServerSettings) -> int:
+def serve(settings: ServerSettings) -> int:
+    """Run until SIGTERM or Ctrl-C; return the exit status, as ``main`` does."""
     logs.set_up(settings)
     # uvicorn raises the signal that stopped it once more when it is done: then, as before it has
     # begun, there is nothing left to do but to leave.

@@ -203,7 +203,8 @@ def listen(settings: ServerSettings) -> socket.socket:
     except OSError:
         listener.close()
         raise
-    _log.info("serving at %s, port %d", *listener.getsockname()[:2])
+    host, port = listener.getsockname()[:2]
+    _log.info("dashboard at http://%s:%d/", f"[{host}]" if ":" in host else host, port)
     # Linux: bytes sent and not taken for so long end the connection (RFC 5482), a WebSocket's too.
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         timeout_ms = max(int(settings.request_timeout_s * 1000), 1)

@@ -26,6 +26,8 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "json", "text"]
 
 _PREFIX = "ORGANISM_"
+# What the command line and its users' shells may have set as well: where a daemon is.
+_OF_CLIENTS = ("ORGANISM_URL",)
 # A journal is dropped by segments: so many make up what is kept.
 _SEGMENTS_KEPT = 8
 # A recovery reads a segment at a time.
@@ -135,7 +137,7 @@ def load_settings(environment: Mapping[str, str] | None = None) -> ServerSetting
     values = {
         name.removeprefix(_PREFIX).lower(): value
         for name, value in environment.items()
-        if name.startswith(_PREFIX)
+        if name.startswith(_PREFIX) and name not in _OF_CLIENTS
     }
     for name in values.keys() - ServerSettings.model_fields.keys():
         near = difflib.get_close_matches(name, ServerSettings.model_fields, 1)

@@ -477,7 +477,7 @@ def test_a_recovery_is_told_and_ends_well(tmp_path: Path, genome_path: Path) -> 
     settings = {"ORGANISM_SNAPSHOT_INTERVAL_S": "3600"}
     message = b"".join(b"line %d of a long message\n" % i for i in range(60_000))
     with Daemon(tmp_path / "state", genome_path, settings) as daemon:
-        for _ in range(2):
+        for _ in range(8):
             assert daemon.ingest(message).status_code == 200
         before = daemon.status()
         daemon.kill()
