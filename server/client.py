@@ -17,7 +17,7 @@ import json
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import httpx
@@ -405,6 +405,7 @@ class Stream:
         self._address = address
         self._patience_s = patience_s
         self._backlog = _Backlog(offset)
+        self._open = ExitStack()
         self._socket: ClientConnection | None = None
 
     @property
@@ -451,6 +452,10 @@ class Stream:
         while self._backlog.frames:
             self._hear(None)
 
+    def abandon(self) -> None:
+        """Give up what is not acknowledged: leaving the block then waits for nothing."""
+        self._backlog.frames.clear()
+
     def _hear(self, timeout_s: float | None) -> bool:
         """Take one acknowledgement, if it comes in time."""
         socket = self._connected()
@@ -474,13 +479,14 @@ class Stream:
             if self._socket is not None:
                 return self._socket
             try:
-                self._socket = connect(
+                connection = connect(
                     self._address.socket_url(self._backlog.acknowledged),
                     additional_headers=self._address.headers,
                     compression=None,
                     ping_interval=None,
                     close_timeout=1,
                 )
+                self._socket = self._open.enter_context(connection)
                 for frame in self._backlog.frames:
                     self._socket.send(frame)
             except (ConnectionClosed, InvalidStatus) as error:
@@ -502,9 +508,8 @@ class Stream:
             raise self._address.unreachable(error) from error
 
     def _drop(self) -> None:
-        socket, self._socket = self._socket, None
-        if socket is not None:
-            socket.close()
+        self._socket = None
+        self._open.close()
 
 
 class AsyncOrganism:
@@ -614,6 +619,7 @@ class AsyncStream:
         self._address = address
         self._patience_s = patience_s
         self._backlog = _Backlog(offset)
+        self._open = AsyncExitStack()
         self._socket: AsyncConnection | None = None
 
     @property
@@ -651,6 +657,10 @@ class AsyncStream:
         while self._backlog.frames:
             await self._hear(None)
 
+    def abandon(self) -> None:
+        """Give up what is not acknowledged: leaving the block then waits for nothing."""
+        self._backlog.frames.clear()
+
     async def _hear(self, timeout_s: float | None) -> bool:
         socket = await self._connected()
         try:
@@ -674,13 +684,14 @@ class AsyncStream:
             if self._socket is not None:
                 return self._socket
             try:
-                self._socket = await connect_async(
+                connection = connect_async(
                     self._address.socket_url(self._backlog.acknowledged),
                     additional_headers=self._address.headers,
                     compression=None,
                     ping_interval=None,
                     close_timeout=1,
                 )
+                self._socket = await self._open.enter_async_context(connection)
                 for frame in self._backlog.frames:
                     await self._socket.send(frame)
             except (ConnectionClosed, InvalidStatus) as error:
@@ -702,6 +713,5 @@ class AsyncStream:
             raise self._address.unreachable(error) from error
 
     async def _drop(self) -> None:
-        socket, self._socket = self._socket, None
-        if socket is not None:
-            await socket.close()
+        self._socket = None
+        await self._open.aclose()

@@ -120,7 +120,8 @@ class Episodes:
             count: how many.
             rng: source of the randomness.
         """
-        taken = np.flatnonzero(self._norms)  # without the lock, as in a search
+        # Without the lock, as in a search; of a copy, since what is being counted may change.
+        taken = np.flatnonzero(self._norms > 0)
         if not len(taken):
             return []
         slots = [int(taken[rng.randrange(len(taken))]) for _ in range(count)]

@@ -83,6 +83,14 @@ def until(holds: Callable[[], bool]) -> None:
     raise AssertionError("it did not come true within 30 s")
 
 
+def free_port() -> int:
+    """A TCP port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 @dataclass
 class Daemon:
     """A daemon process and a client for it; a context manager that stops it by SIGTERM."""
@@ -96,7 +104,7 @@ class Daemon:
         """Start it and wait until it takes messages, if it is to be waited for."""
         self._launch()
         deadline = time.monotonic() + 60
-        while self.wait and not self._ready():
+        while self.wait and not self.ready():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, "not ready within 60 s"
             time.sleep(0.02)
@@ -106,10 +114,14 @@ class Daemon:
         """What is run."""
         return [sys.executable, "-m", "server"]
 
-    def _launch(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+    def again(self) -> None:
+        """Kill it, and start it anew on the port and the folder that it has."""
+        self.kill()
+        self.client.close()
+        self._launch(self.port)
+
+    def _launch(self, port: int | None = None) -> None:
+        self.port = port or free_port()
         # Nothing of the surrounding environment's settings may leak in.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("ORGANISM_")}
         environment |= {
@@ -154,7 +166,8 @@ class Daemon:
         answer: dict[str, object] = self.client.get("/status").json()
         return answer
 
-    def _ready(self) -> bool:
+    def ready(self) -> bool:
+        """Whether it takes messages."""
         try:
             return self.client.get("/readyz").status_code == 200
         except httpx.TransportError:
