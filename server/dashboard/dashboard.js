@@ -49,7 +49,7 @@ const drawn = (tag, attributes) => {
 class Chart {
   // One number over the last minutes. With a range the axis is fixed; else it grows with the values, from zero.
   constructor({ name, unit, range, digits, read }) {
-    Object.assign(this, { name, unit, range, digits, read, values: [], spoken: 0 });
+    Object.assign(this, { name, unit, range, digits, read, values: [], spoken: -Infinity });
     const card = made("div", undefined, "chart");
     this.value = made("span", "–", "value");
     this.svg = drawn("svg", { viewBox: `0 0 ${SECONDS} 100`, preserveAspectRatio: "none", role: "img" });
