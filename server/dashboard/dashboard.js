@@ -2,7 +2,7 @@
 // this tab, the key. All text that comes from the stream is set as text, never as markup.
 
 const SECONDS = 180;
-const LONGEST_PAUSE_MS = 8000;
+const LONGEST_PAUSE_MS = 4000;
 const SHORTEST_PAUSE_MS = 500;
 const SPOKEN_EVERY_MS = 15000;
 

@@ -66,7 +66,7 @@ class Seen:
 
     def lives(self) -> None:
         """Wait until it shows a daemon that learns."""
-        expect(self.page.locator("#state")).to_have_text("learning", timeout=15_000)
+        expect(self.page.locator("#state")).to_have_text("learning", timeout=60_000)
 
 
 @pytest.fixture
