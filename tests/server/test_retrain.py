@@ -15,8 +15,8 @@ from server.engine import Engine
 from server.errors import Problem
 from server.metrics import Metrics
 from server.retrain import Retrainer
-from server.wire import Job, RetrainRequest
 from server.settings import load_settings
+from server.wire import Job, RetrainRequest
 from tests.conftest import small_config
 from tests.server.conftest import Daemon, small_genome
 
