@@ -10,19 +10,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
+import stat
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, BinaryIO
 
 import typer
 from pydantic import BaseModel
 from rich.console import Console, Group
-from rich.live import Live
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -34,20 +36,33 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from server.client import DEFAULT_URL, Organism, OrganismError, Refused, Stream, Unreachable
-from server.following import Piece, Places, follow, pieces
-from server.wire import Job, Pulse, RecallReply, RetrainRequest, RuleReply
+from server.client import (
+    DEFAULT_URL,
+    OffsetLost,
+    Organism,
+    OrganismError,
+    Refused,
+    Stream,
+    Unreachable,
+)
+from server.following import MESSAGE_BYTES, Arriving, Ledger, Place, Places, Reader, pieces
+from server.watching import line, printable, pulses, watch_live
+from server.wire import Job, RecallReply, RetrainRequest, RuleReply
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
+EXIT_INTERRUPTED = 130
 
-_SAVE_EVERY_S = 1.0
+# After a signal: time for what was sent to be acknowledged.
+_ENDING_S = 5.0
+_PATIENCE_S = 60.0
+_FOR_EVER_S = 10 * 365 * 86_400.0
 _JOB_EVERY_S = 1.0
-_RECONNECT_EVERY_S = 1.0
-_SPARKS = "▁▂▃▄▅▆▇█"
-_HISTORY = 60
 _SHADES = " ░▒▓█"
+# Where there is no colour, what shrinks is drawn otherwise.
+_UNCOLOURED = " .-=#"
+_CONFLICT = 409
 _TERMS = 8
 _PASS_ON: dict[str, Any] = {
     "allow_extra_args": True,
@@ -109,7 +124,12 @@ def _common(
     ] = None,
     _version: Annotated[
         bool,
-        typer.Option("--version", is_eager=True, callback=lambda on: _show_version(on)),
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=lambda on: _show_version(on),
+            help="Show the version and exit.",
+        ),
     ] = False,
 ) -> None:
     context.obj = _Daemon(url=url, key=key)
@@ -123,16 +143,21 @@ def _show_version(on: bool) -> None:
 
 @app.command()
 def serve(
+    context: typer.Context,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Folder of what it has learned.")] = None,
     genome: Annotated[Path | None, typer.Option(help="Genome a new organism is born with.")] = None,
 ) -> None:
-    """Run the daemon until Ctrl-C. All other settings are ORGANISM_ variables: see the README."""
+    """Run the daemon until Ctrl-C. All other settings are ORGANISM_ variables: see the README.
+
+    Example: organism serve --port 8766 --state-dir /var/lib/organism
+    """
     from server.__main__ import serve as run
     from server.settings import SettingsError, load_settings
 
-    given = {"HOST": host, "PORT": port, "STATE_DIR": state_dir, "GENOME": genome}
+    key = context.obj.key
+    given = {"HOST": host, "PORT": port, "STATE_DIR": state_dir, "GENOME": genome, "API_KEY": key}
     os.environ |= {f"ORGANISM_{k}": str(v) for k, v in given.items() if v is not None}
     try:
         settings = load_settings()
@@ -150,11 +175,21 @@ def ingest(
         bool, typer.Option("--follow", "-f", help="Go on as the file grows, or is rotated.")
     ] = False,
     again: Annotated[
-        bool, typer.Option(help="From the beginning, though a part was learned before.")
+        bool, typer.Option("--again", help="From the beginning, whatever was learned before.")
     ] = False,
+    offset: Annotated[
+        int | None,
+        typer.Option(min=0, help="Stream offset of the file's first byte: goes on from there."),
+    ] = None,
     block_bytes: Annotated[
         int | None,
         typer.Option(min=1, help="Send blocks of so many bytes, not whole lines: for windows."),
+    ] = None,
+    patience: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Seconds to wait for a daemon that is away; 60, or with --follow no end."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -162,125 +197,247 @@ def ingest(
 
     Example: organism ingest --follow /var/log/nginx/error.log
     """
+    if again and offset is not None:
+        raise typer.BadParameter("--again and --offset: give one of them")
     daemon: _Daemon = context.obj
-    with daemon.client() as organism:
-        if file == "-":
-            if following:
-                raise typer.BadParameter("--follow needs a file: standard input is followed anyhow")
-            done = _ingest_input(organism, sys.stdin.buffer, block_bytes)
+    path = Path("/dev/stdin" if file == "-" else file)
+    with daemon.client() as organism, _interruptible() as interrupted:
+        how = _How(following, block_bytes, _patience_s(patience, following), interrupted)
+        if file == "-" or _is_pipe(path):
+            if following or offset is not None:
+                raise typer.BadParameter("--follow needs a file, as does --offset: this is a pipe")
+            done = _ingest_pipe(organism, path, file, how)
         else:
-            done = _ingest_file(organism, daemon.url, Path(file), following, again, block_bytes)
+            places = Places(daemon.url, path)
+            place = _beginning(organism, places, path, again, offset)
+            done = _ingest_file(organism, places, place, path, how)
     if as_json:
-        print(json.dumps(done))
+        print(json.dumps({"file": file} | done))
     else:
         print(f"{file}: {done['bytes']:,} bytes learned, the stream is at offset {done['offset']}")
+    if interrupted() and not following:
+        raise typer.Exit(EXIT_INTERRUPTED)
 
 
-def _ingest_input(organism: Organism, source: BinaryIO, block: int | None) -> dict[str, Any]:
-    with organism.stream() as stream:
+@dataclass(frozen=True)
+class _How:
+    """How something is ingested."""
+
+    following: bool
+    block_bytes: int | None
+    patience_s: float
+    interrupted: Callable[[], bool]
+
+
+def _patience_s(given: float | None, following: bool) -> float:
+    if given is None:
+        return _FOR_EVER_S if following else _PATIENCE_S
+    return min(given, _FOR_EVER_S)
+
+
+def _is_pipe(path: Path) -> bool:
+    """Whether it can be read once only; else it must be a file."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise Failure(f"{path}: no such file") from error
+    if stat.S_ISDIR(mode):
+        raise Failure(f"{path}: a folder; name a file")
+    return not stat.S_ISREG(mode)
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Let a signal end the work where it can be ended; a second one, or some time, at once."""
+    came: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+        signal.setitimer(signal.ITIMER_REAL, _ENDING_S)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    # What is ignored stays so: a shell's job in the background is not for Ctrl-C.
+    before = {n: handler for n in numbers if (handler := signal.getsignal(n)) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ingest_pipe(organism: Organism, path: Path, name: str, how: _How) -> dict[str, Any]:
+    with ExitStack() as opened:
+        source = sys.stdin.buffer if name == "-" else opened.enter_context(path.open("rb"))
+        stream = opened.enter_context(organism.stream(patience_s=how.patience_s))
+        show = opened.enter_context(_progress(name, 0, None))
         start = stream.offset
-        for piece in pieces(_Ready(source), 0, block):  # type: ignore[arg-type]
+        arriving = Arriving(source, stream.flush, how.interrupted)
+        for piece in pieces(arriving, 0, how.block_bytes):
             stream.send(piece.data)
-    return {"file": "-", "bytes": stream.offset - start, "offset": stream.offset}
+            show(stream.offset - start)
+        stream.flush()
+        show(stream.offset - start)
+    return {"bytes": stream.offset - start, "offset": stream.offset}
 
 
-class _Ready:
-    """Standard input, read as it comes."""
+def _beginning(
+    organism: Organism, places: Places, path: Path, again: bool, base: int | None
+) -> Place:
+    """Where in the file to begin, and where the stream is then."""
+    now = organism.offset()
+    place = None if again else places.recall()
+    with path.open("rb") as file:
+        if base is not None:
+            size = os.fstat(file.fileno()).st_size
+            if not 0 <= now - base <= size:
+                raise Failure(
+                    f"--offset {base}: the stream is at {now}, which would be byte {now - base} "
+                    f"of {path}, and it has {size}"
+                )
+            return Place.of(file, now - base, now)
+        if place is None:
+            return Place.of(file, 0, now)
+        if now < place.offset:
+            return Place.of(file, _lost(organism, file, place, now), now)
+        known = 0 if place.settled else _known_bytes(organism, file, place, now)
+        return Place.of(file, place.position + known, now)
 
-    def __init__(self, source: BinaryIO) -> None:
-        self._source = source
 
-    def read(self, size: int) -> bytes:
-        """Return what is there, at most ``size`` bytes; wait for the first."""
-        data: bytes = self._source.read1(size)  # type: ignore[attr-defined]
-        return data
+def _known_bytes(organism: Organism, file: BinaryIO, place: Place, now: int) -> int:
+    """How much behind a place was learned: the daemon is asked whether it knows these bytes.
+
+    A repetition changes nothing, and what is none is refused, since the stream is further on.
+    """
+    known, total = 0, now - place.offset
+    while known < total:
+        size = min(MESSAGE_BYTES, total - known)
+        data = os.pread(file.fileno(), size, place.position + known)
+        try:
+            if len(data) == size:
+                organism.ingest(data, place.offset + known)
+                known += size
+                continue
+        except Refused as refusal:
+            if refusal.status != _CONFLICT:
+                raise
+        raise _another_writer(Path(file.name), place, now)
+    return total
+
+
+def _another_writer(path: Path, place: Place, now: int) -> Failure:
+    remedy = "from the beginning with --again"
+    if now >= place.position:
+        remedy += f", or from byte {place.position} with --offset {now - place.position}"
+    return Failure(
+        f"{path}: another writer's bytes are in the stream at {place.offset}, behind byte "
+        f"{place.position} of the file; go on {remedy}"
+    )
+
+
+def _lost(organism: Organism, file: BinaryIO, place: Place, now: int) -> int:
+    """Where in the file a stream stands that has less than it had: another one at the beginning."""
+    position = place.position - (place.offset - now)
+    size = min(position, MESSAGE_BYTES, now)
+    if size <= 0:
+        return 0
+    try:
+        organism.ingest(os.pread(file.fileno(), size, position - size), now - size)
+    except Refused as refusal:
+        if refusal.status != _CONFLICT:
+            raise
+        return 0
+    return position
+
+
+class _Interrupted(Exception):
+    """A signal came while a file was waited for."""
 
 
 def _ingest_file(
-    organism: Organism, url: str, path: Path, following: bool, again: bool, block: int | None
+    organism: Organism,
+    places: Places,
+    place: Place,
+    path: Path,
+    how: _How,
 ) -> dict[str, Any]:
-    if not path.is_file():
-        raise Failure(f"{path}: no such file")
-    places = Places(url, path)
-    place = None if again else places.recall()
-    known = 0
-    if place is None:
-        place = places.begin(0, organism.offset())
-    else:  # what was learned after the last word about it is known by its bytes
-        known = min(organism.offset() - place.offset, path.stat().st_size - place.position)
-    start, began = place.position, time.monotonic()
-    with organism.stream(place.offset) as stream, _progress(path, start, following) as show:
-        sent: deque[tuple[int, int]] = deque()  # ends in the file and in the stream
-        end, said = place.offset, 0.0
-        position = start
-        try:
-            for piece in _of_file(path, start, following, block, max(known, 0)):
-                stream.send(piece.data)
-                end += len(piece.data)
-                sent.append((piece.position, end))
-                position = _acknowledged(sent, stream, position)
-                show(position)
-                if time.monotonic() > said + _SAVE_EVERY_S:
-                    said = time.monotonic()
-                    places.move(place, position, stream.offset)
-            stream.flush()
-        except KeyboardInterrupt:
-            if not following:
-                raise
-            stream.flush()
-        except Refused as refusal:
-            raise Failure(f"{path}, byte {position}: {refusal.detail}") from refusal
-        finally:
-            position = _acknowledged(sent, stream, position)
-            show(position)
-            places.move(place, position, stream.offset)
+    began, start = time.monotonic(), place.offset
+    ledger = Ledger(places, place)
+    total = None if how.following else path.stat().st_size
+    with _progress(path.name, place.position, total) as show:
+        while True:
+            try:
+                with organism.stream(ledger.place.offset, patience_s=how.patience_s) as stream:
+                    _send(stream, ledger, path, how, show)
+                break
+            except OffsetLost as lost:
+                # Frames of a run that was killed may have been learned since the stream was asked.
+                ledger.close()
+                further = _beginning(organism, places, path, False, None)
+                if further.position <= ledger.place.position:
+                    raise _another_writer(path, ledger.place, organism.offset()) from lost
+                ledger = Ledger(places, further)
+            finally:
+                ledger.close()
     return {
-        "file": str(path),
-        "bytes": stream.offset - place.offset,
-        "offset": stream.offset,
-        "position": position,
+        "bytes": ledger.place.offset - start,
+        "offset": ledger.place.offset,
+        "position": ledger.place.position,
         "seconds": round(time.monotonic() - began, 3),
     }
 
 
-def _of_file(
-    path: Path, position: int, following: bool, block: int | None, known: int
-) -> Iterator[Piece]:
-    """Pieces of a file; one ends where the stream does, so that none straddles its end."""
-    with path.open("rb") as file:
-        file.seek(position)
-        for piece in pieces(file, position, block, known):
-            if following and not block and not piece.data.endswith(b"\n"):
-                break
-            yield piece
-            position = piece.position
-    if following:
-        yield from follow(path, position, block)
+def _send(
+    stream: Stream, ledger: Ledger, path: Path, how: _How, show: Callable[[int], object]
+) -> None:
+    def heard() -> None:
+        ledger.acknowledged(stream.offset)
+        show(ledger.place.position)
 
+    def settled() -> None:
+        stream.flush()
+        heard()
+        ledger.settle()
 
-def _acknowledged(sent: deque[tuple[int, int]], stream: Stream, position: int) -> int:
-    """Move on past what is acknowledged; return where that ends in the file."""
-    while sent and sent[0][1] <= stream.offset:
-        position, _ = sent.popleft()
-    return position
+    def wait(seconds: float) -> None:
+        settled()
+        if how.interrupted():
+            raise _Interrupted
+        time.sleep(seconds)
+
+    position = ledger.place.position
+    waiting = wait if how.following else None
+    with closing(Reader(path, position, how.block_bytes, waiting)) as reader:
+        with suppress(_Interrupted):
+            for piece in reader:
+                ledger.sending(reader.file, piece)
+                stream.send(piece.data)
+                heard()
+                if how.interrupted():
+                    break
+        settled()
 
 
 @contextmanager
-def _progress(path: Path, start: int, following: bool) -> Iterator[Any]:
+def _progress(name: str, start: int, total: int | None) -> Iterator[Callable[[int], object]]:
     """Show how much is acknowledged, on a terminal; yields what takes the position."""
     if not sys.stderr.isatty():
         yield lambda position: None
         return
     columns = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
-        TimeRemainingColumn(),
     ]
-    total = None if following else path.stat().st_size
+    if total is not None:
+        columns.append(TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(path.name, total=total, completed=start)
+        task = progress.add_task(printable(name), total=total, completed=start)
         yield lambda position: progress.update(task, completed=position)
 
 
@@ -309,7 +466,7 @@ def recall(
             elif text is not None:
                 console.print(_answer(cue, reply))
             else:
-                line = cue.decode(errors="replace")
+                line = printable(cue.decode(errors="replace"))
                 print(f"{reply.familiarity:.3f}  {line}")
 
 
@@ -344,15 +501,27 @@ def _marked(data: bytes, runs: list[tuple[int, int]]) -> Text:
     """Text of bytes, with some of them in bold."""
     shown, end = Text(), 0
     for first, last in runs:
-        shown.append(data[end:first].decode(errors="replace"), "dim")
-        shown.append(data[first:last].decode(errors="replace"), "bold")
+        first, last = _character(data, first), _character(data, last)
+        shown.append(printable(data[end:first].decode(errors="replace")), "dim")
+        shown.append(printable(data[first:last].decode(errors="replace")), "bold")
         end = last
-    return shown.append(data[end:].decode(errors="replace"), "dim")
+    return shown.append(printable(data[end:].decode(errors="replace")), "dim")
+
+
+def _character(data: bytes, position: int) -> int:
+    """Where the UTF-8 character begins that has the byte at a position."""
+    start = position
+    while 0 < start < len(data) and data[start] & 0xC0 == 0x80 and position - start < 3:
+        start -= 1
+    return start
 
 
 @app.command()
 def status(context: typer.Context, as_json: AsJson = False) -> None:
-    """Show where the organism stands."""
+    """Show where the organism stands.
+
+    Example: organism status --json
+    """
     with context.obj.client() as organism:
         reply = organism.status()
     if as_json:
@@ -378,99 +547,29 @@ def watch(
     count: Annotated[int | None, typer.Option(min=1, help="End after so many pulses.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Watch the organism live, a pulse a second, until Ctrl-C."""
+    """Watch the organism live, a pulse a second, until Ctrl-C.
+
+    Example: organism watch
+    """
     console = Console()
     with context.obj.client() as organism:
         try:
             if as_json or not console.is_terminal:
-                for pulse in _pulses(organism, count):
-                    print(pulse.model_dump_json() if as_json else _line(pulse), flush=True)
+                for pulse in pulses(organism, count):
+                    if pulse is not None:
+                        print(pulse.model_dump_json() if as_json else line(pulse), flush=True)
             else:
-                _watch(organism, count, console)
+                watch_live(organism, count, console)
         except KeyboardInterrupt:
             pass  # that is how watching ends
 
 
-def _pulses(organism: Organism, count: int | None) -> Iterator[Pulse]:
-    """Pulses, also of a daemon that comes back; the first time it must be there."""
-    seen = 0
-    while True:
-        try:
-            for pulse in organism.events():
-                yield pulse
-                seen += 1
-                if seen == count:
-                    return
-        except Unreachable:
-            if not seen:
-                raise
-        time.sleep(_RECONNECT_EVERY_S)
-
-
-def _line(pulse: Pulse) -> str:
-    return (
-        f"offset {pulse.offset}  chunks/s {pulse.chunks_per_s:.0f}  "
-        f"familiarity {_number(pulse.familiarity)}  entropy {_number(pulse.entropy)}  "
-        f"β {_number(pulse.beta)}  recall AUROC {_number(pulse.recall.auroc)}"
-    )
-
-
-def _watch(organism: Organism, count: int | None, console: Console) -> None:
-    past: deque[Pulse] = deque(maxlen=_HISTORY)
-    with Live(console=console, auto_refresh=False, transient=False) as live:
-        for pulse in _pulses(organism, count):
-            past.append(pulse)
-            live.update(_view([*past], console.width), refresh=True)
-
-
-def _view(past: list[Pulse], width: int) -> Group:
-    pulse = past[-1]
-    state = "learning" if pulse.ready else f"recovering, {pulse.recovery:.0%}"
-    head = Text(f"{state}   offset {pulse.offset:,}   chunks {pulse.steps:,}", "bold")
-    rows = Table(box=None, show_header=False, pad_edge=False)
-    for name, now, values in (
-        ("chunks a second", f"{pulse.chunks_per_s:.0f}", [p.chunks_per_s for p in past]),
-        ("familiarity", _number(pulse.familiarity), [p.familiarity for p in past]),
-        ("entropy std(h)", _number(pulse.entropy), [p.entropy for p in past]),
-        ("metabolic β", _number(pulse.beta), [p.beta for p in past]),
-    ):
-        rows.add_row(Text(name, "dim"), f"{now:>8}", sparkline(values, max(width - 30, 8)))
-    found = pulse.recall
-    live = Text(
-        f"live recall   AUROC {_number(found.auroc)}   top-1 {_number(found.top1)}   "
-        f"error {_number(found.error)}"
-    )
-    novel = Table(box=None, pad_edge=False, header_style="dim")
-    novel.add_column("familiarity", justify="right")
-    novel.add_column("ago", justify="right")
-    novel.add_column("most novel of the last minutes", overflow="ellipsis", no_wrap=True)
-    for item in pulse.novel[:_TERMS]:
-        novel.add_row(f"{item.familiarity:.3f}", f"{item.age_s:.0f} s", Text(item.text))
-    return Group(head, rows, live, novel)
-
-
-def sparkline(values: Sequence[float | None], width: int) -> str:
-    """Draw the last values as bars from their least to their greatest; a gap where there is none.
-
-    >>> sparkline([0.0, None, 1.0], 3)
-    '▁ █'
-    """
-    shown = values[-width:]
-    known = [value for value in shown if value is not None]
-    low, span = min(known, default=0.0), (max(known, default=0.0) - min(known, default=0.0)) or 1
-    return "".join(
-        " " if value is None else _SPARKS[round((value - low) / span * (len(_SPARKS) - 1))]
-        for value in shown
-    )
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
 @app.command(context_settings=_PASS_ON, add_help_option=False)
 def train(context: typer.Context) -> None:
-    """Train a genome; `organism train --help` lists every setting."""
+    """Train a genome; `organism train --help` lists every setting.
+
+    Example: organism train --preset daemon --out my.genome
+    """
     from organism.meta_train import main as run
 
     raise typer.Exit(run(context.args))
@@ -478,7 +577,10 @@ def train(context: typer.Context) -> None:
 
 @app.command(context_settings=_PASS_ON, add_help_option=False)
 def evaluate(context: typer.Context) -> None:
-    """Evaluate a genome on the lines of a file; `organism evaluate --help` lists every option."""
+    """Evaluate a genome on the lines of a file; `organism evaluate --help` lists every option.
+
+    Example: organism evaluate --genome my.genome --lines app.log
+    """
     from organism.evaluate import main as run
 
     raise typer.Exit(run(context.args))
@@ -490,7 +592,10 @@ def inspect(
     genome: Annotated[str, typer.Argument(help="A genome file, or 'live': the daemon's.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show a genome: what it is, its rule drawn, and the terms that make it up."""
+    """Show a genome: what it is, its rule drawn, and the terms that make it up.
+
+    Example: organism inspect live
+    """
     if genome == "live":
         with context.obj.client() as organism:
             reply, rule = organism.genome(), organism.rule()
@@ -509,8 +614,11 @@ def inspect(
         ("cortex", f"{cortex['d_in']} × {cortex['d_hidden']} synapses"),
         ("made by", ", ".join(f"{k}: {v}" for k, v in _plain(facts["provenance"]).items())),
     ):
-        table.add_row(Text(name, "dim"), value)
-    Console().print(Group(table, _terms(rule), _heat(rule)))
+        if value:
+            table.add_row(Text(name, "dim"), Text(value))
+    console = Console()
+    coloured = console.color_system is not None
+    console.print(Group(table, "", _terms(rule), "", _heat(rule, coloured)))
 
 
 def _read_genome(path: Path) -> tuple[dict[str, Any], RuleReply]:
@@ -557,37 +665,47 @@ def _terms(rule: RuleReply) -> Group:
     return Group(Text(title, "bold"), table)
 
 
-def _heat(rule: RuleReply) -> Table:
+def _heat(rule: RuleReply, coloured: bool) -> Table:
     """Draw Δw over pre (down) and post (across), one picture for each w."""
     largest = max(abs(v) for level in rule.delta for row in level for v in row) or 1.0
     table = Table(box=None, pad_edge=False, header_style="dim")
     for w in rule.w:
-        table.add_column(f"w = {w:g}; pre down, post across", no_wrap=True)
+        table.add_column(f"w = {w:g}", no_wrap=True)
     pictures = []
     for level in rule.delta:
         picture = Text()
         for row in level[::2]:
             for value in row:
-                strength = abs(value) / largest
-                shade = _SHADES[min(round(strength**0.5 * (len(_SHADES) - 1)), len(_SHADES) - 1)]
+                shades = _SHADES if coloured or value > 0 else _UNCOLOURED
+                shade = shades[round((abs(value) / largest) ** 0.5 * (len(shades) - 1))]
                 picture.append(shade, "red" if value > 0 else "blue")
             picture.append("\n")
         pictures.append(picture)
     table.add_row(*pictures)
-    table.caption = f"red grows, blue shrinks; full: {largest:.2f}"
+    signs = (
+        "red grows, blue shrinks" if coloured else f"{_SHADES[1:]} grows, {_UNCOLOURED[1:]} shrinks"
+    )
+    table.caption = f"pre down, post across; {signs}; full: {largest:.2f}"
     return table
 
 
 @app.command()
 def retrain(
     context: typer.Context,
-    outer_steps: Annotated[int, typer.Option(min=1, max=10_000)] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Of the training streams.")] = 1,
+    outer_steps: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Outer steps of meta-training.")
+    ] = 200,
+    seed: Annotated[
+        int, typer.Option(min=0, max=(1 << 32) - 1, help="Of the training streams.")
+    ] = 1,
     threads: Annotated[int, typer.Option(min=1, max=64, help="Cores the child may use.")] = 1,
     wait: Annotated[bool, typer.Option(help="Wait for the verdict.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Have the daemon train a successor; it takes over if it is no worse."""
+    """Have the daemon train a successor; it takes over if it is no worse.
+
+    Example: organism retrain --outer-steps 500
+    """
     request = RetrainRequest(outer_steps=outer_steps, seed=seed, threads=threads)
     with context.obj.client() as organism:
         job = organism.retrain(request)
@@ -628,14 +746,18 @@ def verify(
     repair: Annotated[bool, typer.Option(help="Make a damaged folder start again.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Inspect a state folder: would a daemon start on it?"""
+    """Inspect a state folder: would a daemon start on it?
+
+    Example: organism verify --repair /var/lib/organism
+    """
     from server.settings import SettingsError, load_settings
     from server.verify import run
 
     try:
         settings = load_settings()
     except SettingsError as error:
-        raise Failure(str(error)) from error
+        _say(f"organism: {error}")
+        raise typer.Exit(EXIT_USAGE) from error
     options = argparse.Namespace(folder=folder, repair=repair, json=as_json)
     raise typer.Exit(run(options, settings.state_dir))
 

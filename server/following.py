@@ -8,52 +8,51 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import select
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Protocol
 
 MESSAGE_BYTES = 64 << 10
 """About how much is sent at a time."""
 
 # A line that is longer is sent in parts.
 _LONGEST_LINE_BYTES = 1 << 20
-_HEAD_BYTES = 256
+# So much before a place tells whether it is the same file; less does so with its inode alone.
+_MARK_BYTES = 4096
 _LOOK_S = 0.2
+_KEEP_EVERY_S = 1.0
+
+
+class Source(Protocol):
+    """What pieces are read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most so many bytes; none at the end."""
 
 
 class Piece(NamedTuple):
-    """Some bytes of a file, and where they end in it."""
+    """Some bytes of a source, and where they end in it."""
 
     data: bytes
     position: int
 
 
-def pieces(
-    file: BinaryIO, position: int, block_bytes: int | None, first_bytes: int = 0
-) -> Iterator[Piece]:
-    """Read a file to its end, in whole lines or in blocks; the last piece may be neither.
+def pieces(source: Source, position: int, block_bytes: int | None) -> Iterator[Piece]:
+    """Read to the end, in whole lines or in blocks; the last piece may be neither.
 
     Args:
-        file: read from here on.
-        position: where that is in the file.
+        source: read from here on.
+        position: where that is in it.
         block_bytes: size of a block; None for lines.
-        first_bytes: end a piece exactly so many bytes from here, if there are as many.
     """
     held = b""
-    while data := file.read(block_bytes or MESSAGE_BYTES):
+    while data := source.read((block_bytes or MESSAGE_BYTES) - (len(held) if block_bytes else 0)):
         held += data
-        while first_bytes > 0 and len(held) >= first_bytes:
-            position += first_bytes
-            yield Piece(held[:first_bytes], position)
-            held, first_bytes = held[first_bytes:], 0
-        if first_bytes:
-            continue
-        whole = len(held) if block_bytes else held.rfind(b"\n") + 1
-        if not whole and len(held) >= _LONGEST_LINE_BYTES:
-            whole = len(held)
-        if whole:
+        if whole := _whole_bytes(held, block_bytes):
             position += whole
             yield Piece(held[:whole], position)
             held = held[whole:]
@@ -61,39 +60,108 @@ def pieces(
         yield Piece(held, position + len(held))
 
 
-def follow(
-    path: Path, position: int, block_bytes: int | None, wait: Callable[[float], object] = time.sleep
-) -> Iterator[Piece]:
-    """Read a file as it grows, for ever: whole lines or blocks; through rotation and truncation.
+def _whole_bytes(held: bytes, block_bytes: int | None) -> int:
+    """How much of what is held is whole lines, or a block."""
+    if block_bytes:
+        return block_bytes if len(held) >= block_bytes else 0
+    if len(held) >= _LONGEST_LINE_BYTES and b"\n" not in held:
+        return len(held)
+    return held.rfind(b"\n") + 1
 
-    A line is held back until its end comes; or until another file has taken the place of this one.
 
-    Args:
-        path: of the file.
-        position: where to begin in it.
-        block_bytes: size of a block; None for lines.
-        wait: called with the seconds until the next look.
+class Reader:
+    """A file, read once; or for ever as it grows, through rotation and truncation.
+
+    Followed, a line or block is held back until its end comes, or until another file has taken the
+    place of this one.
+
+    Attributes:
+        file: the one that the last piece came from.
     """
-    file = path.open("rb")
-    try:
+
+    def __init__(
+        self,
+        path: Path,
+        position: int,
+        block_bytes: int | None,
+        wait: Callable[[float], object] | None = None,
+    ) -> None:
+        """Open a file.
+
+        Args:
+            path: of the file; it must be there.
+            position: where to begin in it.
+            block_bytes: size of a block; None for lines.
+            wait: called with the seconds until the next look; None: the file is read once.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        self._path = path
+        self._position = position
+        self._block_bytes = block_bytes
+        self._wait = wait
+        self.file = path.open("rb")
+        self._mark = self._before()
+
+    def __iter__(self) -> Iterator[Piece]:
+        if self._wait is None:
+            yield from self._look(whole=False)
+        else:
+            yield from self._follow(self._wait)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.file.close()
+
+    def _follow(self, wait: Callable[[float], object]) -> Iterator[Piece]:
+        leaving = False
         while True:
-            file.seek(position)
-            for piece in pieces(file, position, block_bytes):
-                if not _is_whole(piece, block_bytes) and _identity(path) == _identity_of(file):
-                    break
+            if self._rewritten():
+                self._position, self._mark = 0, b""
+            replaced = self._is_replaced()
+            found = False
+            for piece in self._look(whole=not leaving):
+                found = True
                 yield piece
-                position = piece.position
-            if os.fstat(file.fileno()).st_size < position:
-                position = 0
-            elif (now := _identity(path)) is not None and now != _identity_of(file):
-                if _has_more(file, position):
-                    continue
-                file.close()
-                file, position = path.open("rb"), 0
+            # Its writer may be slower than whoever renamed it: it has one more look to write in.
+            if leaving and not found and self._go_on_with_the_next():
+                leaving = False
                 continue
+            leaving = replaced
             wait(_LOOK_S)
-    finally:
-        file.close()
+
+    def _look(self, whole: bool) -> Iterator[Piece]:
+        """Pieces that are there now, whole ones alone or all."""
+        self.file.seek(self._position)
+        for piece in pieces(self.file, self._position, self._block_bytes):
+            if whole and _whole_bytes(piece.data, self._block_bytes) != len(piece.data):
+                return
+            self._position = piece.position
+            self._mark = piece.data[-_MARK_BYTES:]
+            yield piece
+
+    def _rewritten(self) -> bool:
+        """Whether it was cut, or cut and written anew."""
+        return self._before(len(self._mark)) != self._mark
+
+    def _before(self, size: int = _MARK_BYTES) -> bytes:
+        start = max(self._position - size, 0)
+        return os.pread(self.file.fileno(), self._position - start, start)
+
+    def _is_replaced(self) -> bool:
+        """Whether another file has its name; not while none has."""
+        now, ours = _identity(self._path), os.fstat(self.file.fileno())
+        return now is not None and now != (ours.st_dev, ours.st_ino)
+
+    def _go_on_with_the_next(self) -> bool:
+        try:
+            following = self._path.open("rb")
+        except FileNotFoundError:  # gone again
+            return False
+        self.file.close()
+        self.file, self._position, self._mark = following, 0, b""
+        return True
 
 
 @dataclass(frozen=True)
@@ -101,20 +169,37 @@ class Place:
     """How far a file has been learned: what a later run goes on from.
 
     Attributes:
-        head_bytes: how much of the file's beginning is remembered.
-        head_sha256: checksum of that.
+        inode: of the file.
+        mark_bytes: how much before the position is remembered.
+        mark_sha256: checksum of that.
         position: bytes of the file that are acknowledged.
         offset: of the stream after them.
+        settled: whether nothing behind the position was sent.
     """
 
-    head_bytes: int
-    head_sha256: str
+    inode: int
+    mark_bytes: int
+    mark_sha256: str
     position: int
     offset: int
+    settled: bool
+
+    @classmethod
+    def of(cls, file: BinaryIO, position: int, offset: int, settled: bool = False) -> Place:
+        """Describe a place in an open file."""
+        size = min(position, _MARK_BYTES)
+        inode = os.fstat(file.fileno()).st_ino
+        return cls(inode, size, _mark(file, position, size), position, offset, settled)
+
+    def is_in(self, file: BinaryIO) -> bool:
+        """Whether it is a place in this file."""
+        if self.mark_bytes < _MARK_BYTES and self.inode != os.fstat(file.fileno()).st_ino:
+            return False
+        return _mark(file, self.position, self.mark_bytes) == self.mark_sha256
 
 
 class Places:
-    """Remembers, in the user's own folder, how far files have been learned by which daemon."""
+    """Remembers, in the user's own folder, how far a file has been learned by which daemon."""
 
     def __init__(self, url: str, path: Path, folder: Path | None = None) -> None:
         key = hashlib.sha256(f"{url}\n{path.absolute()}".encode()).hexdigest()[:32]
@@ -122,31 +207,96 @@ class Places:
         self._memory = (folder or _state_home() / "organism") / f"{key}.json"
 
     def recall(self) -> Place | None:
-        """The place in the file as it is now; None where it is another file, or was never read."""
+        """The place in the file as it is now; None where it is another file, or was never read.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
         try:
             place = Place(**json.loads(self._memory.read_text()))
         except (OSError, ValueError, TypeError):
             return None
-        if self._path.stat().st_size < place.position:
-            return None
-        return place if _head(self._path, place.head_bytes) == place.head_sha256 else None
+        with self._path.open("rb") as file:
+            return place if place.is_in(file) else None
 
-    def begin(self, position: int, offset: int) -> Place:
-        """Remember a place from which the file is read."""
-        size = min(self._path.stat().st_size, _HEAD_BYTES)
-        place = Place(size, _head(self._path, size), position, offset)
-        self._write(place)
-        return place
-
-    def move(self, place: Place, position: int, offset: int) -> None:
-        """Remember how far it has come."""
-        self._write(replace(place, position=position, offset=offset))
-
-    def _write(self, place: Place) -> None:
+    def keep(self, place: Place) -> None:
+        """Remember a place, instead of the one before."""
         self._memory.parent.mkdir(parents=True, exist_ok=True)
         fresh = self._memory.with_suffix(f".{os.getpid()}.new")
         fresh.write_text(json.dumps(asdict(place)))
         fresh.replace(self._memory)
+
+
+class Ledger:
+    """What of a file was sent, how much of it is acknowledged, and what a later run is told.
+
+    Attributes:
+        place: up to where all is acknowledged.
+    """
+
+    def __init__(self, places: Places, place: Place) -> None:
+        self.place = place
+        self._places = places
+        self._sent: deque[Place] = deque()
+        self._end = place.offset
+        self._settled, self._kept_at = False, time.monotonic()
+        places.keep(place)
+
+    def sending(self, file: BinaryIO, piece: Piece) -> None:
+        """Note a piece, before it is sent."""
+        if self._settled:
+            self._places.keep(self.place)
+            self._settled = False
+        self._end += len(piece.data)
+        self._sent.append(Place.of(file, piece.position, self._end))
+
+    def acknowledged(self, offset: int) -> None:
+        """Note that all before an offset of the stream is learned."""
+        while self._sent and self._sent[0].offset <= offset:
+            self.place = self._sent.popleft()
+        if time.monotonic() > self._kept_at + _KEEP_EVERY_S:
+            self.close()
+
+    def settle(self) -> None:
+        """Note that nothing was sent that is not acknowledged."""
+        if not self._settled:
+            self._places.keep(replace(self.place, settled=True))
+            self._settled = True
+
+    def close(self) -> None:
+        """Keep what is known."""
+        self._kept_at = time.monotonic()
+        if not self._settled:
+            self._places.keep(self.place)
+
+
+class Arriving:
+    """Bytes of a pipe, as they come."""
+
+    def __init__(
+        self, source: BinaryIO, idle: Callable[[], None], interrupted: Callable[[], bool]
+    ) -> None:
+        """Read a pipe.
+
+        Args:
+            source: the pipe; nothing of it is buffered yet.
+            idle: called before it is waited for.
+            interrupted: whether to wait no longer.
+        """
+        self._source = source
+        self._idle = idle
+        self._interrupted = interrupted
+
+    def read(self, size: int, /) -> bytes:
+        """Return what is there, at most ``size`` bytes; wait for the first, unless interrupted."""
+        wait_s = 0.0
+        while not select.select([self._source], [], [], wait_s)[0]:
+            if not wait_s:
+                self._idle()
+            if self._interrupted():
+                return b""
+            wait_s = _LOOK_S
+        return os.read(self._source.fileno(), size)
 
 
 def _state_home() -> Path:
@@ -154,13 +304,8 @@ def _state_home() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
 
 
-def _head(path: Path, size: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.sha256(file.read(size)).hexdigest()
-
-
-def _is_whole(piece: Piece, block_bytes: int | None) -> bool:
-    return len(piece.data) == block_bytes if block_bytes else piece.data.endswith(b"\n")
+def _mark(file: BinaryIO, position: int, size: int) -> str:
+    return hashlib.sha256(os.pread(file.fileno(), size, position - size)).hexdigest()
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -169,12 +314,3 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _identity_of(file: BinaryIO) -> tuple[int, int]:
-    found = os.fstat(file.fileno())
-    return found.st_dev, found.st_ino
-
-
-def _has_more(file: BinaryIO, position: int) -> bool:
-    return os.fstat(file.fileno()).st_size > position

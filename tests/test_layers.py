@@ -76,6 +76,7 @@ LAYERS = [
     "server.__main__",
     "server.client",
     "server.following",
+    "server.watching",
     "server.cli",
     "examples.demo",
     "examples.service",
