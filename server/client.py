@@ -2,23 +2,28 @@ r"""A client for the daemon, in two forms: ``Organism`` for threads, ``AsyncOrga
 
 >>> from server.client import Organism
 >>> with Organism("http://127.0.0.1:8765") as organism:  # doctest: +SKIP
-...     organism.ingest(b"a line\n").familiarity
-...     organism.recall(b"a line").matches[0].text
+...     receipt = organism.ingest(b"a line to live through\n")
+...     print(organism.recall(b"a line to live through").matches[0].text)
+a line to live through
 
-Results are the models of ``server.wire``. A stream sends again what was not acknowledged when a
-connection breaks; the daemon knows repetitions by their offset and bytes, so that each byte is
-learned once. Light to import: nothing of the science.
+Results are the models of ``server.wire``. When a connection breaks, a stream sends again what was
+not acknowledged, from where that began. The daemon knows repetitions by their offset and bytes, so
+that each byte is learned once; had it been asked for its offset alone, another writer's bytes could
+pass for ours. Light to import: nothing of the science.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, ExitStack, suppress
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
+from typing import Any, Generic, NamedTuple, NoReturn, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 import msgpack
@@ -48,11 +53,22 @@ _WINDOW_FRAMES = 64
 _WINDOW_BYTES = 8 << 20
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 2.0
+_OPEN_TIMEOUT_S = 10.0
+_CLOSE_TIMEOUT_S = 1.0
 # Pulses come each second.
 _EVENT_TIMEOUT_S = 15.0
-# Close codes that a new connection would meet again (RFC 6455 §7.4.1); 4409 is the daemon's own.
-_OFFSET_MISMATCH = 4409
-_HOPELESS = {1003: 415, 1007: 400, 1008: 403, 1009: 413, _OFFSET_MISMATCH: 409}
+_PROBLEM = "urn:organism:problem:"
+_OFFSET_MISMATCH = "offset-mismatch"
+_PASSING = (429, 502, 503, 504)
+# Close codes that a new connection would meet again (RFC 6455 §7.4.1; 4409 is the daemon's own):
+# the status and the kind of problem that each stands for. 1013, and any other, may pass.
+_LASTING = {
+    1003: (415, "unsupported-media-type"),
+    1007: (400, "malformed-request"),
+    1008: (403, "not-let-in"),
+    1009: (413, "too-large"),
+    4409: (409, _OFFSET_MISMATCH),
+}
 
 _T = TypeVar("_T")
 _M = TypeVar("_M", bound=BaseModel)
@@ -71,7 +87,8 @@ class Refused(OrganismError):
 
     Attributes:
         status: the HTTP status; for a stream, the one that its close code stands for.
-        slug: the kind of problem, such as ``offset-mismatch``.
+        type: the kind of problem, such as ``urn:organism:problem:too-large``; stable.
+        title: the kind of problem, for people.
         detail: this occurrence, and what to do about it.
         request_id: of the request, as in the daemon's log.
         members: further members of the problem, such as ``offset``.
@@ -80,21 +97,28 @@ class Refused(OrganismError):
     def __init__(
         self,
         status: int,
-        slug: str,
+        type: str,
+        title: str,
         detail: str,
         request_id: str | None = None,
         members: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
-        self.slug = slug
+        self.type = type
+        self.title = title
         self.detail = detail
         self.request_id = request_id
         self.members = dict(members or {})
 
+    @property
+    def slug(self) -> str:
+        """Last part of the type, such as ``too-large``."""
+        return self.type.rpartition(":")[2]
+
 
 class OffsetLost(Refused):
-    """The stream is not where the writer left it: another one writes, or the daemon lost bytes."""
+    """The stream is not where the writer says: another one writes, or the daemon lost bytes."""
 
 
 class _Call(NamedTuple, Generic[_T]):
@@ -130,9 +154,14 @@ def _offset() -> _Call[int]:
     return _Call(lambda response: int(response.headers["Upload-Offset"]), "HEAD", "/ingest")
 
 
-def _retrain(request: RetrainRequest) -> _Call[Job]:
-    body = request.model_dump_json().encode()
+def _retrain(request: RetrainRequest | None, changes: Mapping[str, int]) -> _Call[Job]:
+    asked = RetrainRequest.model_validate({**(request.model_dump() if request else {}), **changes})
+    body = asked.model_dump_json().encode()
     return _Call(_as(Job), "POST", "/retrain", body, {"Content-Type": "application/json"})
+
+
+def _job(job_id: str) -> _Call[Job]:
+    return _get(Job, f"/jobs/{quote(job_id, safe='')}")
 
 
 def _metrics() -> _Call[str]:
@@ -143,17 +172,43 @@ def _snapshot() -> _Call[SnapshotReply]:
     return _Call(_as(SnapshotReply), "POST", "/snapshots")
 
 
-def _refusal(response: httpx.Response) -> Refused:
+def _refusal(status: int, phrase: str, content: bytes, request_id: str | None) -> Refused:
     """Read a problem; what is none, such as a proxy's page, is told by its status."""
     problem: dict[str, Any] = {}
     with suppress(ValueError):
-        content = json.loads(response.content)
-        problem = content if isinstance(content, dict) else {}
-    known = {name: problem.pop(name, None) for name in ("type", "title", "status", "detail")}
-    request_id = problem.pop("request_id", response.headers.get("x-request-id"))
-    slug = str(known["type"] or "unknown").rpartition(":")[2]
-    detail = known["detail"] or f"status {response.status_code} {response.reason_phrase}"
-    return Refused(response.status_code, slug, detail, request_id, problem)
+        found = json.loads(content)
+        problem = found if isinstance(found, dict) else {}
+    hint = ": is the key right?" if status in (401, 403) else ""
+    kind = str(problem.pop("type", f"{_PROBLEM}unknown"))
+    title = str(problem.pop("title", phrase))
+    detail = str(problem.pop("detail", f"status {status} {phrase}{hint}"))
+    request_id = problem.pop("request_id", request_id)
+    problem.pop("status", None)
+    refused = OffsetLost if kind == _PROBLEM + _OFFSET_MISMATCH else Refused
+    return refused(status, kind, title, detail, request_id, problem)
+
+
+def _refusal_of(response: httpx.Response) -> Refused:
+    request_id = response.headers.get("x-request-id")
+    return _refusal(response.status_code, response.reason_phrase, response.content, request_id)
+
+
+def _lasting(error: Exception) -> Refused | None:
+    """What a new connection of a stream would meet again; None where it may pass."""
+    if isinstance(error, InvalidStatus):
+        found = error.response
+        if found.status_code in _PASSING:
+            return None
+        request_id = found.headers.get("x-request-id")
+        return _refusal(found.status_code, found.reason_phrase, bytes(found.body), request_id)
+    if not isinstance(error, ConnectionClosed) or error.rcvd is None:
+        return None
+    if error.rcvd.code not in _LASTING:
+        return None
+    status, slug = _LASTING[error.rcvd.code]
+    refused = OffsetLost if slug == _OFFSET_MISMATCH else Refused
+    detail = error.rcvd.reason or f"the daemon closed the stream with code {error.rcvd.code}"
+    return refused(status, _PROBLEM + slug, slug.replace("-", " ").capitalize(), detail)
 
 
 class _Address:
@@ -163,63 +218,139 @@ class _Address:
         self.url = url.rstrip("/")
         if not self.url.startswith(("http://", "https://")):
             raise ValueError(f"a daemon's address begins with http:// or https://, got {url!r}")
+        try:
+            httpx.URL(self.url)
+        except httpx.InvalidURL as error:
+            raise ValueError(f"{url!r} is no address: {error}") from error
         self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     def socket_url(self, offset: int) -> str:
         """Where frames go that follow an offset."""
         return f"ws{self.url.removeprefix('http')}/ingest/ws?offset={offset}"
 
-    def unreachable(self, error: Exception) -> Unreachable:
+    def unreachable(self, why: object) -> Unreachable:
         """No daemon there, and how to have one."""
         return Unreachable(
-            f"no organism answers at {self.url} ({error or type(error).__name__}): "
-            "start one with: organism serve"
+            f"no organism answers at {self.url} ({why}): start one with: organism serve"
         )
 
     def judge(self, call: _Call[_T], response: httpx.Response) -> _T:
         """Read a reply, or raise what it refuses."""
         if not response.is_success:
-            raise _refusal(response)
-        return call.read(response)
+            raise _refusal_of(response)
+        try:
+            return call.read(response)
+        except (ValueError, KeyError) as error:
+            raise self.unreachable("what does is another server, or another version") from error
 
 
 class _Backlog:
-    """Frames that are not acknowledged yet, and the offset before the first of them."""
+    """What a stream has sent and knows nothing of yet, and what to do when its connection breaks.
 
-    def __init__(self, offset: int) -> None:
+    Knows no connection. Both streams ask it: which frames to send again, and after which pause.
+
+    Attributes:
+        acknowledged: offset before the first frame.
+        frames: not acknowledged, in order.
+        patience_s: how long a call may wait while nothing is acknowledged.
+    """
+
+    def __init__(
+        self,
+        address: _Address,
+        offset: int,
+        patience_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if patience_s <= 0:
+            raise ValueError(f"expected some patience, got {patience_s} s")
         self.acknowledged = offset
         self.frames: deque[bytes] = deque()
+        self.patience_s = patience_s
+        self._address = address
+        self._clock = clock
         self._size_bytes = 0
-        self._since = time.monotonic()
+        self._cause: Exception | None = None
+        self._progressed()
+
+    def has_room(self, frame: bytes) -> bool:
+        """Whether a frame may be sent; one that is larger than the window goes alone."""
+        return not self.frames or (
+            len(self.frames) < _WINDOW_FRAMES and self._size_bytes + len(frame) <= _WINDOW_BYTES
+        )
 
     def add(self, frame: bytes) -> None:
-        self.begin()
+        """Keep a frame that is sent."""
         self.frames.append(frame)
         self._size_bytes += len(frame)
 
-    def has_room(self, size_bytes: int) -> bool:
-        """Whether a frame may be sent; a larger one than the window alone."""
-        return not self.frames or (
-            len(self.frames) < _WINDOW_FRAMES and self._size_bytes + size_bytes <= _WINDOW_BYTES
-        )
-
-    def begin(self) -> None:
-        """Count the time from now, where nothing waits."""
-        if not self.frames:
-            self._since = time.monotonic()
-
     def hear(self, message: str | bytes) -> None:
-        """Take an acknowledgement: it covers all frames before its offset."""
+        """Take an acknowledgement: it covers all frames before its offset.
+
+        Raises:
+            OffsetLost: it ends within a frame.
+        """
         offset = json.loads(message)["offset"]
         while self.frames and self.acknowledged + len(self.frames[0]) <= offset:
             size = len(self.frames.popleft())
             self.acknowledged += size
             self._size_bytes -= size
-            self._since = time.monotonic()
+            self._progressed()
+        if offset != self.acknowledged:
+            detail = f"the stream is at {offset}, where no frame ends: do others write?"
+            raise OffsetLost(409, _PROBLEM + _OFFSET_MISMATCH, "Offset mismatch", detail)
 
-    def waited_s(self) -> float:
-        """Time since anything was acknowledged, or tried."""
-        return time.monotonic() - self._since
+    def abandon(self) -> None:
+        """Forget what is not acknowledged."""
+        self.frames.clear()
+        self._size_bytes = 0
+
+    def begin(self) -> None:
+        """Be patient from now on: a caller who was away is not waited for."""
+        self._since = self._clock()
+
+    def left_s(self) -> float:
+        """How much patience is left."""
+        return max(self._since + self.patience_s - self._clock(), 0.0)
+
+    def pause_s(self) -> float:
+        """How long to wait before the next connection: longer each time, until one helps."""
+        if not self._failures:
+            return 0.0
+        pause_s = min(_FIRST_PAUSE_S * 2.0 ** min(self._failures - 1, 10), _LONGEST_PAUSE_S)
+        return min(pause_s, self.left_s())
+
+    def lost(self, error: Exception) -> None:
+        """Judge what ended a connection, or kept it from coming to be.
+
+        Raises:
+            Refused: a new connection would meet the same.
+            Unreachable: nothing was acknowledged for as long as the patience lasts.
+        """
+        if refusal := _lasting(error):
+            raise refusal from error
+        self._failures += 1
+        if self._cause is None or not isinstance(error, TimeoutError):  # the last try has no time
+            self._cause = error
+        if self.left_s() <= 0:
+            self._give_up(self._cause)
+
+    def _give_up(self, error: Exception) -> NoReturn:
+        if isinstance(error, ConnectionClosed) and error.rcvd and error.rcvd.reason:
+            raise Unreachable(
+                f"the organism at {self._address.url} has taken nothing for "
+                f"{self.patience_s:g} s: {error.rcvd.reason}"
+            ) from error
+        raise self._address.unreachable(_why(error)) from error
+
+    def _progressed(self) -> None:
+        self.begin()
+        self._failures = 0
+        self._cause = None
+
+
+def _why(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _checked(data: bytes) -> bytes:
@@ -228,27 +359,21 @@ def _checked(data: bytes) -> bytes:
     return bytes(data)
 
 
-def _hopeless(error: ConnectionClosed | InvalidStatus) -> Refused | None:
-    """What a new connection would meet again; None where it is worth another try."""
-    if isinstance(error, InvalidStatus):
-        status = error.response.status_code
-        if status == 503:
-            return None
-        detail = f"the daemon refused the stream with status {status}: is the key right?"
-        return Refused(status, "refused", detail)
-    if error.rcvd is None or error.rcvd.code not in _HOPELESS:
-        return None
-    status, reason = _HOPELESS[error.rcvd.code], error.rcvd.reason or "no reason given"
-    if error.rcvd.code == _OFFSET_MISMATCH:
-        return OffsetLost(status, "offset-mismatch", reason)
-    return Refused(status, "refused", reason)
+def _limit_sending(connection: ClientConnection, timeout_s: float) -> None:
+    """Have a send fail that makes no headway: a peer that hangs would block it for ever."""
+    seconds, rest = divmod(max(timeout_s, 0.001), 1)
+    limit = struct.pack("ll", int(seconds), int(rest * 1e6))
+    connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
-def _pauses() -> Iterator[float]:
-    pause = _FIRST_PAUSE_S
-    while True:
-        yield pause
-        pause = min(2 * pause, _LONGEST_PAUSE_S)
+async def _close(connection: AsyncConnection) -> None:
+    """End a connection in good time: a close would wait for what cannot be sent."""
+    try:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                await connection.close()
+    finally:
+        connection.transport.abort()
 
 
 class _Events:
@@ -264,7 +389,7 @@ class _Events:
         if name == "event":
             self._kind = value
         elif name == "data":
-            self._data += value
+            self._data += value + "\n"
         elif not line:
             kind, data, self._kind, self._data = self._kind, self._data, "", ""
             if kind == "pulse" and data:
@@ -273,9 +398,16 @@ class _Events:
 
 
 class Organism:
-    """A daemon, as other code sees it. Safe to use from several threads, but for its streams.
+    r"""A daemon, as other code sees it. Safe to use from several threads, but for its streams.
 
     Every method may raise ``Unreachable`` and ``Refused``.
+
+    >>> with Organism("http://127.0.0.1:8765") as organism:  # doctest: +SKIP
+    ...     offset = organism.offset()
+    ...     organism.ingest(b"said twice\n", offset).duplicate
+    ...     organism.ingest(b"said twice\n", offset).duplicate
+    False
+    True
     """
 
     def __init__(
@@ -338,13 +470,21 @@ class Organism:
         """The learned rule, drawn and named."""
         return self._do(_get(RuleReply, "/genome/rule"))
 
-    def retrain(self, request: RetrainRequest | None = None) -> Job:
-        """Begin to train a successor."""
-        return self._do(_retrain(request or RetrainRequest()))
+    def retrain(self, request: RetrainRequest | None = None, **changes: int) -> Job:
+        """Begin to train a successor.
+
+        Args:
+            request: what to train; None for the defaults.
+            **changes: fields of the request to set, such as ``outer_steps``.
+
+        Raises:
+            ValueError: no such request.
+        """
+        return self._do(_retrain(request, changes))
 
     def job(self, job_id: str) -> Job:
         """Ask how a retraining goes."""
-        return self._do(_get(Job, f"/jobs/{job_id}"))
+        return self._do(_job(job_id))
 
     def snapshot(self) -> SnapshotReply:
         """Have the state kept as it is now."""
@@ -368,22 +508,22 @@ class Organism:
             with self._http.stream("GET", "/events", timeout=_EVENT_TIMEOUT_S) as response:
                 if not response.is_success:
                     response.read()
-                    raise _refusal(response)
+                    raise _refusal_of(response)
                 for line in response.iter_lines():
                     if pulse := parser.feed(line):
                         yield pulse
         except httpx.TransportError as error:
-            raise self._address.unreachable(error) from error
+            raise self._address.unreachable(_why(error)) from error
 
     def stream(self, offset: int | None = None, *, patience_s: float = 60.0) -> Stream:
         """Open a stream of frames; use it in a ``with`` statement.
 
         Args:
             offset: where the stream is believed to be; None: where it is now.
-            patience_s: how long to try again when nothing is acknowledged.
+            patience_s: how long a call may try again, or wait, while nothing is acknowledged.
         """
         start = self.offset() if offset is None else offset
-        return Stream(self._address, start, patience_s)
+        return Stream(self._address, _Backlog(self._address, start, patience_s))
 
     def _do(self, call: _Call[_T]) -> _T:
         try:
@@ -391,22 +531,30 @@ class Organism:
                 call.method, call.path, content=call.content, headers=call.headers
             )
         except httpx.TransportError as error:
-            raise self._address.unreachable(error) from error
+            raise self._address.unreachable(_why(error)) from error
         return self._address.judge(call, response)
 
 
 class Stream:
-    """Frames on their way; each is learned once, in order, though connections break.
+    r"""Frames on their way; each is learned once, in order, though connections break.
 
-    For one writer and one thread. Leaving the ``with`` block waits for all acknowledgements.
+    For one writer and one thread. Leaving the ``with`` block waits for all acknowledgements; where
+    an exception leaves it, nothing is waited for.
+
+    >>> with Organism("http://127.0.0.1:8765") as organism:  # doctest: +SKIP
+    ...     with organism.stream() as stream:
+    ...         start = stream.offset
+    ...         for line in (b"one line\n", b"and one more\n"):
+    ...             stream.send(line)
+    ...     print(stream.offset - start)
+    22
     """
 
-    def __init__(self, address: _Address, offset: int, patience_s: float) -> None:
+    def __init__(self, address: _Address, backlog: _Backlog) -> None:
         self._address = address
-        self._patience_s = patience_s
-        self._backlog = _Backlog(offset)
+        self._backlog = backlog
         self._open = ExitStack()
-        self._socket: ClientConnection | None = None
+        self._connection: ClientConnection | None = None
 
     @property
     def offset(self) -> int:
@@ -414,6 +562,7 @@ class Stream:
         return self._backlog.acknowledged
 
     def __enter__(self) -> Self:
+        self._backlog.begin()
         self._connected()
         return self
 
@@ -425,95 +574,108 @@ class Stream:
             self._drop()
 
     def send(self, data: bytes) -> None:
-        """Send a frame of at least one byte; wait while the window is full.
+        """Send a frame, whole; wait while the window is full.
+
+        A frame is a message: its end ends its last chunk, so end it where a line ends. Many small
+        frames are well; what is larger than the daemon takes in one is yours to split. A send that
+        is interrupted counts as sent: flush, or leave the stream.
 
         Args:
-            data: a message; the end of a frame ends its last chunk.
+            data: at least one byte, at most the daemon's ``ORGANISM_BODY_LIMIT_BYTES``.
 
         Raises:
+            ValueError: no bytes.
             OffsetLost: another writer's bytes came in between.
             Refused: the frame, or the stream, is not taken.
             Unreachable: nothing was acknowledged for as long as the patience lasts.
         """
         frame = _checked(data)
-        while not self._backlog.has_room(len(frame)):
-            self._hear(None)
-        socket = self._connected()
-        self._backlog.add(frame)
-        try:
-            socket.send(frame)
-        except ConnectionClosed as error:
-            self._broken(error)
-        while self._hear(0):
+        self._backlog.begin()
+        while not self._backlog.has_room(frame):
+            self._hear(waiting=True)
+        connection = self._connected()
+        with self._guarded():
+            self._backlog.add(frame)
+            connection.send(frame)
+        while self._connection is not None and self._hear(waiting=False):
             pass
 
     def flush(self) -> None:
         """Wait until all that was sent is acknowledged; raises as ``send`` does."""
+        self._backlog.begin()
         while self._backlog.frames:
-            self._hear(None)
+            self._hear(waiting=True)
 
     def abandon(self) -> None:
-        """Give up what is not acknowledged: leaving the block then waits for nothing."""
-        self._backlog.frames.clear()
+        """Give up what is not acknowledged: leaving the block then waits for nothing.
 
-    def _hear(self, timeout_s: float | None) -> bool:
-        """Take one acknowledgement, if it comes in time."""
-        socket = self._connected()
-        try:
-            self._backlog.hear(socket.recv(self._patience_s if timeout_s is None else timeout_s))
-        except TimeoutError as error:
-            if timeout_s is None:
-                self._drop()
-                raise self._address.unreachable(error) from error
-            return False
-        except ConnectionClosed as error:
-            self._broken(error)
-            return False
-        return True
+        Whether it was learned is unknown; nothing more may be sent here.
+        """
+        self._backlog.abandon()
+
+    def _hear(self, *, waiting: bool) -> bool:
+        """Take an acknowledgement, waiting for it or not; return whether there was one."""
+        connection = self._connected()
+        with self._guarded():
+            try:
+                message = connection.recv(self._backlog.left_s() if waiting else 0)
+            except TimeoutError:
+                if waiting:
+                    raise
+                return False
+            self._backlog.hear(message)
+            return True
+        return False
 
     def _connected(self) -> ClientConnection:
         """Return the connection; make a new one, and send again what was not acknowledged."""
-        if self._socket is None:
-            self._backlog.begin()
-        for pause_s in _pauses():
-            if self._socket is not None:
-                return self._socket
-            try:
+        while self._connection is None:
+            time.sleep(self._backlog.pause_s())
+            with self._guarded():
                 connection = connect(
                     self._address.socket_url(self._backlog.acknowledged),
                     additional_headers=self._address.headers,
                     compression=None,
                     ping_interval=None,
-                    close_timeout=1,
+                    open_timeout=min(_OPEN_TIMEOUT_S, self._backlog.left_s()),
+                    close_timeout=_CLOSE_TIMEOUT_S,
                 )
-                self._socket = self._open.enter_context(connection)
+                self._open.enter_context(connection)
+                _limit_sending(connection, self._backlog.patience_s)
                 for frame in self._backlog.frames:
-                    self._socket.send(frame)
-            except (ConnectionClosed, InvalidStatus) as error:
-                self._broken(error)
-            except (OSError, WebSocketException) as error:
-                self._drop()
-                if self._backlog.waited_s() > self._patience_s:
-                    raise self._address.unreachable(error) from error
-            else:
-                continue
-            time.sleep(pause_s)
-        raise AssertionError("pauses have no end")
+                    connection.send(frame)
+                self._connection = connection
+        return self._connection
 
-    def _broken(self, error: ConnectionClosed | InvalidStatus) -> None:
-        self._drop()
-        if refusal := _hopeless(error):
-            raise refusal from error
-        if self._backlog.waited_s() > self._patience_s:
-            raise self._address.unreachable(error) from error
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Use the connection; after any exception it is not used again, for who knows its state."""
+        try:
+            yield
+        except (OSError, WebSocketException) as error:
+            self._drop()
+            self._backlog.lost(error)
+        except BaseException:
+            self._drop()
+            raise
 
     def _drop(self) -> None:
-        self._socket = None
+        self._connection = None
         self._open.close()
 
 
 class AsyncOrganism:
-    """``Organism`` for asyncio: the same methods, awaited."""
+    r"""``Organism`` for asyncio: the same methods, awaited.
+
+    >>> async def tell() -> int:
+    ...     async with AsyncOrganism("http://127.0.0.1:8765") as organism:
+    ...         async with await organism.stream() as stream:
+    ...             start = stream.offset
+    ...             await stream.send(b"a line\n")
+    ...         return stream.offset - start
+    >>> asyncio.run(tell())  # doctest: +SKIP
+    7
+    """
 
     def __init__(
         self, url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_s: float = 60.0
@@ -560,13 +722,13 @@ class AsyncOrganism:
         """The learned rule, drawn and named."""
         return await self._do(_get(RuleReply, "/genome/rule"))
 
-    async def retrain(self, request: RetrainRequest | None = None) -> Job:
-        """Begin to train a successor."""
-        return await self._do(_retrain(request or RetrainRequest()))
+    async def retrain(self, request: RetrainRequest | None = None, **changes: int) -> Job:
+        """Begin to train a successor; see ``Organism.retrain``."""
+        return await self._do(_retrain(request, changes))
 
     async def job(self, job_id: str) -> Job:
         """Ask how a retraining goes."""
-        return await self._do(_get(Job, f"/jobs/{job_id}"))
+        return await self._do(_job(job_id))
 
     async def snapshot(self) -> SnapshotReply:
         """Have the state kept as it is now."""
@@ -590,17 +752,17 @@ class AsyncOrganism:
             async with self._http.stream("GET", "/events", timeout=_EVENT_TIMEOUT_S) as response:
                 if not response.is_success:
                     await response.aread()
-                    raise _refusal(response)
+                    raise _refusal_of(response)
                 async for line in response.aiter_lines():
                     if pulse := parser.feed(line):
                         yield pulse
         except httpx.TransportError as error:
-            raise self._address.unreachable(error) from error
+            raise self._address.unreachable(_why(error)) from error
 
     async def stream(self, offset: int | None = None, *, patience_s: float = 60.0) -> AsyncStream:
         """Open a stream: ``async with await organism.stream() as stream``; see ``Organism``."""
         start = await self.offset() if offset is None else offset
-        return AsyncStream(self._address, start, patience_s)
+        return AsyncStream(self._address, _Backlog(self._address, start, patience_s))
 
     async def _do(self, call: _Call[_T]) -> _T:
         try:
@@ -608,19 +770,18 @@ class AsyncOrganism:
                 call.method, call.path, content=call.content, headers=call.headers
             )
         except httpx.TransportError as error:
-            raise self._address.unreachable(error) from error
+            raise self._address.unreachable(_why(error)) from error
         return self._address.judge(call, response)
 
 
 class AsyncStream:
     """``Stream`` for asyncio: the same methods, awaited; for one task."""
 
-    def __init__(self, address: _Address, offset: int, patience_s: float) -> None:
+    def __init__(self, address: _Address, backlog: _Backlog) -> None:
         self._address = address
-        self._patience_s = patience_s
-        self._backlog = _Backlog(offset)
+        self._backlog = backlog
         self._open = AsyncExitStack()
-        self._socket: AsyncConnection | None = None
+        self._connection: AsyncConnection | None = None
 
     @property
     def offset(self) -> int:
@@ -628,6 +789,7 @@ class AsyncStream:
         return self._backlog.acknowledged
 
     async def __aenter__(self) -> Self:
+        self._backlog.begin()
         await self._connected()
         return self
 
@@ -641,77 +803,76 @@ class AsyncStream:
     async def send(self, data: bytes) -> None:
         """Send a frame; see ``Stream.send``."""
         frame = _checked(data)
-        while not self._backlog.has_room(len(frame)):
-            await self._hear(None)
-        socket = await self._connected()
-        self._backlog.add(frame)
-        try:
-            await socket.send(frame)
-        except ConnectionClosed as error:
-            await self._broken(error)
-        while await self._hear(0):
+        self._backlog.begin()
+        while not self._backlog.has_room(frame):
+            await self._hear(waiting=True)
+        connection = await self._connected()
+        async with self._guarded(), asyncio.timeout(self._backlog.left_s()):
+            self._backlog.add(frame)
+            await connection.send(frame)
+        while self._connection is not None and await self._hear(waiting=False):
             pass
 
     async def flush(self) -> None:
         """Wait until all that was sent is acknowledged; raises as ``send`` does."""
+        self._backlog.begin()
         while self._backlog.frames:
-            await self._hear(None)
+            await self._hear(waiting=True)
 
     def abandon(self) -> None:
-        """Give up what is not acknowledged: leaving the block then waits for nothing."""
-        self._backlog.frames.clear()
+        """Give up what is not acknowledged: leaving the block then waits for nothing.
 
-    async def _hear(self, timeout_s: float | None) -> bool:
-        socket = await self._connected()
-        try:
-            # What has come already is returned before a timeout of 0 has its turn.
-            async with asyncio.timeout(self._patience_s if timeout_s is None else timeout_s):
-                self._backlog.hear(await socket.recv())
-        except TimeoutError as error:
-            if timeout_s is None:
-                await self._drop()
-                raise self._address.unreachable(error) from error
-            return False
-        except ConnectionClosed as error:
-            await self._broken(error)
-            return False
-        return True
+        Whether it was learned is unknown; nothing more may be sent here.
+        """
+        self._backlog.abandon()
+
+    async def _hear(self, *, waiting: bool) -> bool:
+        """Take an acknowledgement, waiting for it or not; return whether there was one."""
+        connection = await self._connected()
+        async with self._guarded():
+            try:
+                # What has come already is returned before a timeout of 0 has its turn.
+                async with asyncio.timeout(self._backlog.left_s() if waiting else 0):
+                    message = await connection.recv()
+            except TimeoutError:
+                if waiting:
+                    raise
+                return False
+            self._backlog.hear(message)
+            return True
+        return False
 
     async def _connected(self) -> AsyncConnection:
-        if self._socket is None:
-            self._backlog.begin()
-        for pause_s in _pauses():
-            if self._socket is not None:
-                return self._socket
-            try:
-                connection = connect_async(
+        """Return the connection; make a new one, and send again what was not acknowledged."""
+        while self._connection is None:
+            await asyncio.sleep(self._backlog.pause_s())
+            async with self._guarded(), asyncio.timeout(self._backlog.left_s()):
+                connection = await connect_async(
                     self._address.socket_url(self._backlog.acknowledged),
                     additional_headers=self._address.headers,
                     compression=None,
                     ping_interval=None,
-                    close_timeout=1,
+                    open_timeout=_OPEN_TIMEOUT_S,
+                    close_timeout=_CLOSE_TIMEOUT_S,
                 )
-                self._socket = await self._open.enter_async_context(connection)
+                self._open.push_async_callback(_close, connection)
                 for frame in self._backlog.frames:
-                    await self._socket.send(frame)
-            except (ConnectionClosed, InvalidStatus) as error:
-                await self._broken(error)
-            except (OSError, WebSocketException) as error:
-                await self._drop()
-                if self._backlog.waited_s() > self._patience_s:
-                    raise self._address.unreachable(error) from error
-            else:
-                continue
-            await asyncio.sleep(pause_s)
-        raise AssertionError("pauses have no end")
+                    await connection.send(frame)
+                self._connection = connection
+        return self._connection
 
-    async def _broken(self, error: ConnectionClosed | InvalidStatus) -> None:
-        await self._drop()
-        if refusal := _hopeless(error):
-            raise refusal from error
-        if self._backlog.waited_s() > self._patience_s:
-            raise self._address.unreachable(error) from error
+    @asynccontextmanager
+    async def _guarded(self) -> AsyncIterator[None]:
+        """Use the connection; after any exception it is not used again, for who knows its state."""
+        try:
+            yield
+        except (OSError, WebSocketException) as error:
+            await self._drop()
+            self._backlog.lost(error)
+        except BaseException:
+            await self._drop()
+            raise
 
     async def _drop(self) -> None:
-        self._socket = None
+        self._connection = None
         await self._open.aclose()
