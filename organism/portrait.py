@@ -6,9 +6,9 @@ Owns how a rule is shown to people; changes nothing and trains nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -65,6 +65,12 @@ class Portrait:
     delta: Tensor
     terms: tuple[Term, ...]
     r_squared: float
+
+    def plain(self) -> dict[str, Any]:
+        """The same in lists and numbers, by the names of the fields."""
+        fields = {name: getattr(self, name).tolist() for name in ("pre", "post", "w", "delta")}
+        terms = [asdict(term) for term in self.terms]
+        return fields | {"family": self.family, "terms": terms, "r_squared": self.r_squared}
 
 
 def portrait(genome: Genome) -> Portrait:

@@ -466,15 +466,14 @@ def recall(
             elif text is not None:
                 console.print(_answer(cue, reply))
             else:
-                line = printable(cue.decode(errors="replace"))
-                print(f"{reply.familiarity:.3f}  {line}")
+                print(f"{reply.familiarity:.3f}  {printable(cue.decode(errors='replace'))}")
 
 
 def _lines(name: str) -> Iterator[bytes]:
-    with ExitStack() as closing:
-        source = sys.stdin.buffer if name == "-" else closing.enter_context(open(name, "rb"))
-        for line in source:
-            if cue := line.rstrip(b"\r\n"):
+    with ExitStack() as opened:
+        source = sys.stdin.buffer if name == "-" else opened.enter_context(open(name, "rb"))
+        for each in source:
+            if cue := each.rstrip(b"\r\n"):
                 yield cue
 
 
@@ -624,28 +623,18 @@ def inspect(
 def _read_genome(path: Path) -> tuple[dict[str, Any], RuleReply]:
     from organism.genome import GenomeError, load
     from organism.portrait import portrait
-    from server.wire import Term
 
     try:
         genome = load(path)
     except GenomeError as error:
         raise Failure(str(error)) from error
-    drawn = portrait(genome)
     facts = {
         "sha256": genome.sha256,
         "parameters": genome.parameter_count,
         "config": genome.config.model_dump(mode="json"),
         "provenance": dict(genome.provenance),
     }
-    return facts, RuleReply(
-        family=drawn.family,
-        pre=drawn.pre.tolist(),
-        post=drawn.post.tolist(),
-        w=drawn.w.tolist(),
-        delta=drawn.delta.tolist(),
-        terms=[Term(**vars(term)) for term in drawn.terms],
-        r_squared=drawn.r_squared,
-    )
+    return facts, RuleReply(**portrait(genome).plain())
 
 
 def _plain(provenance: dict[str, Any]) -> dict[str, Any]:

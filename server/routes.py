@@ -226,16 +226,7 @@ def _add_status(router: APIRouter, engine: Engine) -> None:
     )
     async def rule(request: Request) -> Response:
         drawn = await asyncio.to_thread(portrait, engine.life.genome)
-        reply = wire.RuleReply(
-            family=drawn.family,
-            pre=drawn.pre.tolist(),
-            post=drawn.post.tolist(),
-            w=drawn.w.tolist(),
-            delta=drawn.delta.tolist(),
-            terms=[wire.Term(**vars(term)) for term in drawn.terms],
-            r_squared=drawn.r_squared,
-        )
-        return wire.render(request, reply)
+        return wire.render(request, wire.RuleReply(**drawn.plain()))
 
 
 def _add_events(router: APIRouter, pulses: Pulses) -> None:
