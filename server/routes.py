@@ -137,12 +137,8 @@ def _add_recall(
     engine: Engine,
     replies: Replies,
 ) -> None:
-    async def answer(request: Request, cue: bytes) -> Response:
-        reading, found = await asyncio.gather(
-            replies.wait(engine.recall(cue)),
-            asyncio.to_thread(engine.episodes.search, cue, settings.matches),
-        )
-        matches = [
+    def matching(cue: bytes) -> list[wire.Match]:
+        return [
             wire.Match(
                 offset=f.episode.offset,
                 similarity=f.similarity,
@@ -150,8 +146,14 @@ def _add_recall(
                 text=f.episode.chunk.decode(errors="replace"),
                 shared=shared_runs(cue, f.episode.chunk),
             )
-            for f in found
+            for f in engine.episodes.search(cue, settings.matches)
         ]
+
+    async def answer(request: Request, cue: bytes) -> Response:
+        # Alignments of long chunks take milliseconds: not in the event loop.
+        reading, matches = await asyncio.gather(
+            replies.wait(engine.recall(cue)), asyncio.to_thread(matching, cue)
+        )
         error = 1 - matches[0].similarity if matches else None
         reply = wire.RecallReply(
             familiarity=reading.familiarity,
