@@ -15,37 +15,22 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
 from rich.console import Console, Group
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from server.client import (
-    DEFAULT_URL,
-    OffsetLost,
-    Organism,
-    OrganismError,
-    Refused,
-    Stream,
-    Unreachable,
-)
-from server.following import MESSAGE_BYTES, Arriving, Ledger, Place, Places, Reader, pieces
+from server.client import DEFAULT_URL, Organism, OrganismError, Unreachable
+from server.feeding import How, feed_file, feed_pipe
+from server.following import Places
 from server.watching import line, printable, pulses, watch_live
 from server.wire import Job, RecallReply, RetrainRequest, RuleReply
 
@@ -62,7 +47,6 @@ _JOB_EVERY_S = 1.0
 _SHADES = " ░▒▓█"
 # Where there is no colour, what shrinks is drawn otherwise.
 _UNCOLOURED = " .-=#"
-_CONFLICT = 409
 _TERMS = 8
 _PASS_ON: dict[str, Any] = {
     "allow_extra_args": True,
@@ -202,31 +186,19 @@ def ingest(
     daemon: _Daemon = context.obj
     path = Path("/dev/stdin" if file == "-" else file)
     with daemon.client() as organism, _interruptible() as interrupted:
-        how = _How(following, block_bytes, _patience_s(patience, following), interrupted)
+        how = How(following, block_bytes, _patience_s(patience, following), interrupted)
         if file == "-" or _is_pipe(path):
             if following or offset is not None:
                 raise typer.BadParameter("--follow needs a file, as does --offset: this is a pipe")
-            done = _ingest_pipe(organism, path, file, how)
+            done = feed_pipe(organism, path, file, how)
         else:
-            places = Places(daemon.url, path)
-            place = _beginning(organism, places, path, again, offset)
-            done = _ingest_file(organism, places, place, path, how)
+            done = feed_file(organism, Places(daemon.url, path), path, how, again, offset)
     if as_json:
         print(json.dumps({"file": file} | done))
     else:
         print(f"{file}: {done['bytes']:,} bytes learned, the stream is at offset {done['offset']}")
     if interrupted() and not following:
         raise typer.Exit(EXIT_INTERRUPTED)
-
-
-@dataclass(frozen=True)
-class _How:
-    """How something is ingested."""
-
-    following: bool
-    block_bytes: int | None
-    patience_s: float
-    interrupted: Callable[[], bool]
 
 
 def _patience_s(given: float | None, following: bool) -> float:
@@ -268,177 +240,6 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _ingest_pipe(organism: Organism, path: Path, name: str, how: _How) -> dict[str, Any]:
-    with ExitStack() as opened:
-        source = sys.stdin.buffer if name == "-" else opened.enter_context(path.open("rb"))
-        stream = opened.enter_context(organism.stream(patience_s=how.patience_s))
-        show = opened.enter_context(_progress(name, 0, None))
-        start = stream.offset
-        arriving = Arriving(source, stream.flush, how.interrupted)
-        for piece in pieces(arriving, 0, how.block_bytes):
-            stream.send(piece.data)
-            show(stream.offset - start)
-        stream.flush()
-        show(stream.offset - start)
-    return {"bytes": stream.offset - start, "offset": stream.offset}
-
-
-def _beginning(
-    organism: Organism, places: Places, path: Path, again: bool, base: int | None
-) -> Place:
-    """Where in the file to begin, and where the stream is then."""
-    now = organism.offset()
-    place = None if again else places.recall()
-    with path.open("rb") as file:
-        if base is not None:
-            size = os.fstat(file.fileno()).st_size
-            if not 0 <= now - base <= size:
-                raise Failure(
-                    f"--offset {base}: the stream is at {now}, which would be byte {now - base} "
-                    f"of {path}, and it has {size}"
-                )
-            return Place.of(file, now - base, now)
-        if place is None:
-            return Place.of(file, 0, now)
-        if now < place.offset:
-            return Place.of(file, _lost(organism, file, place, now), now)
-        known = 0 if place.settled else _known_bytes(organism, file, place, now)
-        return Place.of(file, place.position + known, now)
-
-
-def _known_bytes(organism: Organism, file: BinaryIO, place: Place, now: int) -> int:
-    """How much behind a place was learned: the daemon is asked whether it knows these bytes.
-
-    A repetition changes nothing, and what is none is refused, since the stream is further on.
-    """
-    known, total = 0, now - place.offset
-    while known < total:
-        size = min(MESSAGE_BYTES, total - known)
-        data = os.pread(file.fileno(), size, place.position + known)
-        try:
-            if len(data) == size:
-                organism.ingest(data, place.offset + known)
-                known += size
-                continue
-        except Refused as refusal:
-            if refusal.status != _CONFLICT:
-                raise
-        raise _another_writer(Path(file.name), place, now)
-    return total
-
-
-def _another_writer(path: Path, place: Place, now: int) -> Failure:
-    remedy = "from the beginning with --again"
-    if now >= place.position:
-        remedy += f", or from byte {place.position} with --offset {now - place.position}"
-    return Failure(
-        f"{path}: another writer's bytes are in the stream at {place.offset}, behind byte "
-        f"{place.position} of the file; go on {remedy}"
-    )
-
-
-def _lost(organism: Organism, file: BinaryIO, place: Place, now: int) -> int:
-    """Where in the file a stream stands that has less than it had: another one at the beginning."""
-    position = place.position - (place.offset - now)
-    size = min(position, MESSAGE_BYTES, now)
-    if size <= 0:
-        return 0
-    try:
-        organism.ingest(os.pread(file.fileno(), size, position - size), now - size)
-    except Refused as refusal:
-        if refusal.status != _CONFLICT:
-            raise
-        return 0
-    return position
-
-
-class _Interrupted(Exception):
-    """A signal came while a file was waited for."""
-
-
-def _ingest_file(
-    organism: Organism,
-    places: Places,
-    place: Place,
-    path: Path,
-    how: _How,
-) -> dict[str, Any]:
-    began, start = time.monotonic(), place.offset
-    ledger = Ledger(places, place)
-    total = None if how.following else path.stat().st_size
-    with _progress(path.name, place.position, total) as show:
-        while True:
-            try:
-                with organism.stream(ledger.place.offset, patience_s=how.patience_s) as stream:
-                    _send(stream, ledger, path, how, show)
-                break
-            except OffsetLost as lost:
-                # Frames of a run that was killed may have been learned since the stream was asked.
-                ledger.close()
-                further = _beginning(organism, places, path, False, None)
-                if further.position <= ledger.place.position:
-                    raise _another_writer(path, ledger.place, organism.offset()) from lost
-                ledger = Ledger(places, further)
-            finally:
-                ledger.close()
-    return {
-        "bytes": ledger.place.offset - start,
-        "offset": ledger.place.offset,
-        "position": ledger.place.position,
-        "seconds": round(time.monotonic() - began, 3),
-    }
-
-
-def _send(
-    stream: Stream, ledger: Ledger, path: Path, how: _How, show: Callable[[int], object]
-) -> None:
-    def heard() -> None:
-        ledger.acknowledged(stream.offset)
-        show(ledger.place.position)
-
-    def settled() -> None:
-        stream.flush()
-        heard()
-        ledger.settle()
-
-    def wait(seconds: float) -> None:
-        settled()
-        if how.interrupted():
-            raise _Interrupted
-        time.sleep(seconds)
-
-    position = ledger.place.position
-    waiting = wait if how.following else None
-    with closing(Reader(path, position, how.block_bytes, waiting)) as reader:
-        with suppress(_Interrupted):
-            for piece in reader:
-                ledger.sending(reader.file, piece)
-                stream.send(piece.data)
-                heard()
-                if how.interrupted():
-                    break
-        settled()
-
-
-@contextmanager
-def _progress(name: str, start: int, total: int | None) -> Iterator[Callable[[int], object]]:
-    """Show how much is acknowledged, on a terminal; yields what takes the position."""
-    if not sys.stderr.isatty():
-        yield lambda position: None
-        return
-    columns = [
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-    ]
-    if total is not None:
-        columns.append(TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(printable(name), total=total, completed=start)
-        yield lambda position: progress.update(task, completed=position)
 
 
 @app.command()

@@ -27,26 +27,26 @@ class Pulses:
 
     async def follow(self) -> AsyncIterator[wire.Pulse]:
         """Tell how it is, now and then each second, until it stops."""
-        before, since = self._engine.observer.totals, time.monotonic()
+        before, since = self._engine.observer.totals, None
         while not self._engine.stopping:
             totals, now = self._engine.observer.totals, time.monotonic()
-            yield self._pulse(before, totals, now - since)
+            yield self._pulse(before, totals, now - since if since else None)
             before, since = totals, now
             while time.monotonic() < now + _INTERVAL_S and not self._engine.stopping:
                 await asyncio.sleep(_LOOK_S)
 
-    def _pulse(self, before: Totals, totals: Totals, elapsed_s: float) -> wire.Pulse:
+    def _pulse(self, before: Totals, totals: Totals, elapsed_s: float | None) -> wire.Pulse:
         engine = self._engine
         life = engine.life if engine.alive else None
         chunks = totals.chunks - before.chunks
-        elapsed_s = max(elapsed_s, _LOOK_S)
+        size_bytes = totals.size_bytes - before.size_bytes
         return wire.Pulse(
             ready=engine.ready,
             recovery=engine.progress,
             offset=life.offset if life else 0,
             steps=int(life.cortex.steps) if life else 0,
-            chunks_per_s=chunks / elapsed_s,
-            bytes_per_s=(totals.size_bytes - before.size_bytes) / elapsed_s,
+            chunks_per_s=chunks / elapsed_s if elapsed_s else None,
+            bytes_per_s=size_bytes / elapsed_s if elapsed_s else None,
             queue_bytes=engine.queued_bytes,
             entropy=(totals.entropy - before.entropy) / chunks if chunks else None,
             familiarity=(totals.familiarity - before.familiarity) / chunks if chunks else None,

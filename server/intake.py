@@ -81,6 +81,7 @@ class Intake:
 
     Attributes:
         queued_bytes: of messages that were taken and not told of yet.
+        queue_limit_bytes: how many may wait.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Intake:
         self._offset = self._ahead = 0
         self._thread = threading.Thread(target=self._run, name="journal")
         self.queued_bytes = 0
+        self.queue_limit_bytes = settings.queue_limit_bytes
 
     @property
     def offset(self) -> int:
@@ -205,7 +207,7 @@ class Intake:
         with self._condition:
             if self._refusal is not None:
                 raise self._refusal()
-            if self.queued_bytes + len(waiting.payload) > self._settings.queue_limit_bytes:
+            if self.queued_bytes + len(waiting.payload) > self.queue_limit_bytes:
                 raise errors.overloaded()
             self._queue.append(waiting)
             self.queued_bytes += len(waiting.payload)

@@ -26,8 +26,9 @@ from prometheus_client.registry import Collector
 REFUSED_STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 415, 421, 431, 500, 503, 507)
 """Statuses that a refusal can have."""
 
-_FSYNC_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0)
-_TENTHS = tuple(i / 10 for i in range(1, 11))
+_FSYNC_S = tuple(base * 10**e for e in range(-4, 1) for base in (1, 2.5, 5))
+# Finer at both ends, where a good genome's familiarity is.
+_FAMILIARITY = (0.01, 0.05, *(i / 10 for i in range(1, 10)), 0.95, 0.99, 1.0)
 
 
 class Observed(Protocol):
@@ -56,6 +57,10 @@ class Queued(Protocol):
     @property
     def queued_bytes(self) -> int:
         """Bytes that wait."""
+
+    @property
+    def queue_limit_bytes(self) -> int:
+        """How many may wait."""
 
     @property
     def offset(self) -> int:
@@ -90,18 +95,18 @@ class _Familiarity(Collector):
     """A histogram that takes a batch of values at once."""
 
     def __init__(self) -> None:
-        self._counts = np.zeros(len(_TENTHS) + 1, np.int64)
+        self._counts = np.zeros(len(_FAMILIARITY) + 1, np.int64)
         self._sum = 0.0
 
     def observe(self, values: npt.NDArray[np.float32]) -> None:
         """Count values; a bucket takes what is not above its bound."""
-        found = np.searchsorted(_TENTHS, values)
+        found = np.searchsorted(_FAMILIARITY, values)
         self._counts = self._counts + np.bincount(found, minlength=len(self._counts))
         self._sum += float(values.sum())
 
     def collect(self) -> Iterator[Metric]:
         """Give the series to a scrape."""
-        bounds = [*(str(bound) for bound in _TENTHS), "+Inf"]
+        bounds = [*(str(bound) for bound in _FAMILIARITY), "+Inf"]
         yield HistogramMetricFamily(
             "organism_familiarity",
             "Familiarity of each chunk before learning it, 0 to 1.",
@@ -122,6 +127,9 @@ class Metrics:
         self.ingest_chunks = counter("organism_ingest_chunks_total", "Chunks learned.")
         self.ingest_queue_bytes = gauge(
             "organism_ingest_queue_bytes", "Bytes of messages that wait to be learned."
+        )
+        self.ingest_queue_limit_bytes = gauge(
+            "organism_ingest_queue_limit_bytes", "How many may wait; beyond it messages get 503."
         )
         self.entropy = gauge(
             "organism_entropy",
@@ -199,6 +207,7 @@ class Metrics:
     ) -> None:
         """Read the gauges, at each scrape, from where these lead."""
         self.ingest_queue_bytes.set_function(lambda: queue.queued_bytes)
+        self.ingest_queue_limit_bytes.set(queue.queue_limit_bytes)
         self.journal_offset.set_function(lambda: queue.offset)
         self.journal_size.set_function(lambda: journal.size_bytes)
         self.stream_offset.set_function(lambda: life().offset)

@@ -48,7 +48,7 @@ def pulses(organism: Organism, count: int | None) -> Iterator[Pulse | None]:
 def line(pulse: Pulse) -> str:
     """Put a pulse on a line."""
     return (
-        f"offset {pulse.offset}  chunks/s {pulse.chunks_per_s:.0f}  "
+        f"offset {pulse.offset}  chunks/s {_number(pulse.chunks_per_s, 0)}  "
         f"familiarity {_number(pulse.familiarity)}  entropy {_number(pulse.entropy)}  "
         f"β {_number(pulse.beta)}  recall AUROC {_number(pulse.recall.auroc)}"
     )
@@ -71,7 +71,7 @@ def _view(past: list[Pulse], width: int, away: bool) -> Group:
     head = Text(f"{state}   offset {pulse.offset:,}   chunks {pulse.steps:,}", "bold")
     rows = Table(box=None, show_header=False, pad_edge=False)
     for name, now, values in (
-        ("chunks a second", f"{pulse.chunks_per_s:.0f}", [p.chunks_per_s for p in past]),
+        ("chunks a second", _number(pulse.chunks_per_s, 0), [p.chunks_per_s for p in past]),
         ("familiarity", _number(pulse.familiarity), [p.familiarity for p in past]),
         ("entropy std(h)", _number(pulse.entropy), [p.entropy for p in past]),
         ("metabolic β", _number(pulse.beta), [p.beta for p in past]),
@@ -106,5 +106,5 @@ def sparkline(values: Sequence[float | None], width: int) -> str:
     )
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

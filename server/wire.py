@@ -200,8 +200,8 @@ class Pulse(BaseModel):
     recovery: float = Field(description="how much of the journal is recovered, 0 to 1")
     offset: int = Field(description="stream offset, bytes; 0 before it has recovered")
     steps: int = Field(description="chunks lived")
-    chunks_per_s: float
-    bytes_per_s: float
+    chunks_per_s: float | None = Field(description="null in the first pulse: nothing before it")
+    bytes_per_s: float | None = Field(description="null in the first pulse: nothing before it")
     queue_bytes: int = Field(description="bytes that wait to be learned")
     entropy: float | None = Field(description="mean H of the chunks; null where none came")
     familiarity: float | None = Field(

@@ -77,6 +77,7 @@ LAYERS = [
     "server.client",
     "server.following",
     "server.watching",
+    "server.feeding",
     "server.cli",
     "examples.demo",
     "examples.service",

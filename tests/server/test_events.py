@@ -34,7 +34,8 @@ def test_a_pulse_tells_of_what_came_since_the_one_before(daemon: Daemon) -> None
     coming = pulses(daemon.client)
     first = next(coming)
     assert first.ready
-    assert (first.chunks_per_s, first.familiarity, first.entropy) == (0, None, None)
+    assert (first.chunks_per_s, first.bytes_per_s) == (None, None)
+    assert (first.familiarity, first.entropy) == (None, None)
     with httpx.Client(base_url=daemon.client.base_url) as other:
         message = b"a pulse is told\nof what has come\n"
         headers = {"Content-Type": "application/octet-stream"}
@@ -47,6 +48,7 @@ def test_a_pulse_tells_of_what_came_since_the_one_before(daemon: Daemon) -> None
     assert second.entropy == pytest.approx(receipt["entropy"])
     assert second.beta == receipt["beta"]
     assert second.genome_sha256 == status["genome_sha256"]
+    assert second.chunks_per_s is not None
     assert 0 < second.chunks_per_s <= 2.5
     assert second.bytes_per_s == pytest.approx(second.chunks_per_s * len(message) / 2)
     coming.close()  # type: ignore[attr-defined]
