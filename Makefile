@@ -12,8 +12,8 @@ BIN := $(VENV)/bin
 run: $(VENV)/.run ## start the daemon with the default genome
 	$(BIN)/python -m server
 
-test: $(VENV)/.dev ## run every test
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev ## run every test, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 demo: $(VENV)/.dev ## a daemon lives through Python's standard library, then answers
 	$(BIN)/python -m examples.demo

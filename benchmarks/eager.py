@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from organism.config import GenomeConfig
-from organism.rules import Theta, normalised_length
+from organism.rules import Theta, weight_length
 
 
 class Brain(NamedTuple):
@@ -59,7 +59,7 @@ def eager_step(
     gain = theta["log_entropy_gain"].exp()
     alpha = theta["log_alpha"].exp() * (1 + gain * h.std(correction=0))
     activity = math.sqrt(cortex.d_in)
-    weight = math.sqrt(normalised_length(cortex.normalisation, cortex.d_in, cortex.d_hidden))
+    weight = math.sqrt(weight_length(config.rule.scaling, cortex))
     features = torch.stack(
         [
             (pre * activity).unsqueeze(1).expand_as(w),

@@ -8,14 +8,21 @@ References are to the original document by section, e.g. [D26 §4.2].
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 Normalisation = Literal["row", "column", "frobenius", "none"]
 """Axis of the l2 normalisation of W: ``row`` is over d_hidden, ``column`` over d_in."""
 
-InputScaling = Literal["none", "rms", "sqrt_d"]
+InputScaling = Literal["none", "rms", "sqrt_d", "fan_in"]
 """How a rule's inputs are brought to unit size; see ``organism.rules``."""
 
 RuleInitialisation = Literal[
@@ -87,6 +94,9 @@ class RuleConfig(Settings):
     post_clamp: float = Field(
         0.0, ge=0, description="clamp of the scaled post to ± this; 0: off [D26: off]"
     )
+    phases: bool = Field(
+        False, description="the rule sees whether post is clamped or free, 2ρ − 1 [D26: no]"
+    )
     initialisation: RuleInitialisation = Field(
         "appendix_c", description="start of the rule's parameters [D26 App. C for the mlp]"
     )
@@ -95,6 +105,12 @@ class RuleConfig(Settings):
         ge=0,
         description="polynomial: standard deviation added to the named rule's coefficients",
     )
+
+    @model_serializer(mode="wrap")
+    def _without_phases(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave ``phases`` out where off: genomes from before it keep their bytes, and hashes."""
+        fields: dict[str, Any] = whole(self)
+        return {name: value for name, value in fields.items() if name != "phases" or value}
 
     @model_validator(mode="after")
     def _consistent(self) -> RuleConfig:

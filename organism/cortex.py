@@ -18,7 +18,7 @@ from organism import recruitment, tensorfile
 from organism.config import CortexConfig, Normalisation
 from organism.genome import Genome
 from organism.readout import deviation, log_response, logit, next_level
-from organism.rules import make_rule, scaled_delta
+from organism.rules import CLAMPED, FREE, make_rule, scaled_delta
 
 STATE_SCHEMA = 2
 
@@ -222,7 +222,7 @@ def step(
     """Read a chunk, then learn from it. Everything is read before it is updated.
 
     Plasticity and its normalisation are [D26 §3.3], entropy modulation [D26 §4.2], metabolism
-    [D26 §4.3], memories [D26 §4.1], teacher forcing [D26 §5.2].
+    [D26 §4.3], memories [D26 §4.1], teacher forcing [D26 §5.2]; a rule with phases sees 2ρ − 1.
 
     Args:
         genome: the rule and its configuration.
@@ -247,7 +247,8 @@ def step(
         if target is None:
             raise ValueError(f"teacher_ratio {teacher_ratio} needs a target; pass one, or ρ = 0")
         post = teacher_ratio * target + (1 - teacher_ratio) * post
-    w, trace = _learned(genome, state, reading, post)
+    phase = FREE + (CLAMPED - FREE) * teacher_ratio
+    w, trace = _learned(genome, state, reading, post, phase)
     next_state = CortexState(
         w=w,
         short_term=_next_memory(config, state.short_term, reading.mixed, config.short_term_decay),
@@ -286,14 +287,14 @@ def _drive(z: Tensor, w: Tensor) -> Tensor:
 
 
 def _learned(
-    genome: Genome, state: CortexState, reading: Reading, post: Tensor
+    genome: Genome, state: CortexState, reading: Reading, post: Tensor, phase: float
 ) -> tuple[Tensor, Tensor]:
     """W and the traces after learning."""
     if not genome.config.cortex.plasticity:
         return state.w, state.trace
     if genome.config.cortex.recruitment:
         return _one_learns(genome, state, reading)
-    return _all_learn(genome, state, reading, post), state.trace
+    return _all_learn(genome, state, reading, post, phase), state.trace
 
 
 def _one_learns(genome: Genome, state: CortexState, reading: Reading) -> tuple[Tensor, Tensor]:
@@ -316,11 +317,13 @@ def _one_learns(genome: Genome, state: CortexState, reading: Reading) -> tuple[T
     return state.w.scatter(2, across, moved), trace
 
 
-def _all_learn(genome: Genome, state: CortexState, reading: Reading, post: Tensor) -> Tensor:
+def _all_learn(
+    genome: Genome, state: CortexState, reading: Reading, post: Tensor, phase: float
+) -> Tensor:
     config, w = genome.config, state.w
     rule = make_rule(config.rule)
     delta = scaled_delta(
-        rule, genome.theta, config.rule, config.cortex, reading.z, post, w, state.beta
+        rule, genome.theta, config.rule, config.cortex, reading.z, post, w, state.beta, phase
     )
     moved = w + plasticity_rate(genome, reading.entropy).view(-1, 1, 1) * delta
     if config.cortex.recovery:

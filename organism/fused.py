@@ -28,7 +28,7 @@ from organism.genome import Genome
 from organism.jit import F32, aligned, aligned_copy
 from organism.kernels import Constants, State, Theta
 from organism.recruitment import FEATURES, LEVEL_POWERS
-from organism.rules import normalised_length
+from organism.rules import FREE, at_phase, weight_length
 
 # W is kept at every step up to so many bytes a batch; beyond, segments are lived again.
 _KEPT_BYTES = 1 << 28
@@ -39,7 +39,12 @@ _AXES = {
     "frobenius": kernels.FROBENIUS,
     "none": kernels.NONE,
 }
-_SCALINGS = {"none": kernels.UNSCALED, "sqrt_d": kernels.SQRT_D, "rms": kernels.RMS}
+_SCALINGS = {
+    "none": kernels.UNSCALED,
+    "sqrt_d": kernels.SQRT_D,
+    "rms": kernels.RMS,
+    "fan_in": kernels.FAN_IN,
+}
 
 
 class _Threads:
@@ -82,9 +87,12 @@ def set_threads(count: int) -> None:
 def fusable(genome: Genome, constants: Sequence[Tensor | None]) -> bool:
     """Whether a lifetime can be lived on the kernels: on the CPU, in float32, only θ learning.
 
-    Recruitment has no adjoint there: it learns θ on the reference.
+    Recruitment has no adjoint there: it learns θ on the reference. Nor have phases, which change
+    with ρ from step to step.
     """
     theta = tuple(genome.theta.values())
+    if genome.config.rule.phases:
+        return False
     if genome.config.cortex.recruitment and _learns(genome):
         return False
     given = [tensor for tensor in constants if tensor is not None]
@@ -107,7 +115,8 @@ class Program:
 
 
 def compile_genome(config: GenomeConfig, theta: Mapping[str, Tensor]) -> Program:
-    """Lay a genome out for the kernels."""
+    """Lay a genome out for the kernels, as it learns at ρ = 0."""
+    theta = at_phase(theta, FREE)
     return Program(_constants(config, theta), _pack(config, theta), _innate(config.cortex))
 
 
@@ -119,7 +128,7 @@ def _innate(config: CortexConfig) -> F32:
 
 def _constants(config: GenomeConfig, theta: Mapping[str, Tensor]) -> Constants:
     c, f = config.cortex, np.float32
-    length = normalised_length(c.normalisation, c.d_in, c.d_hidden)
+    length = weight_length(config.rule.scaling, c)
     return Constants(
         normalisation=_AXES[c.normalisation],
         epsilon=f(c.normalisation_epsilon),

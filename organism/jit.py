@@ -41,10 +41,11 @@ def _cache_dir() -> Path | None:
     """Folder for the machine code of these very sources; None where there is no place for it.
 
     numba looks only at the file that a kernel stands in. A kernel holds the code of those it
-    calls, too, in other files: the folder is named by all of them.
+    calls, too, in other files: the folder is named by all of them. Tasks and laboratory, in folders
+    of their own, call kernels and are called by none.
     """
     package = Path(__file__).parent
-    sources = sorted(package.rglob("*.py"))
+    sources = sorted(package.glob("*.py"))
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
     name = f"kernels-{digest}"
     if _config.CACHE_DIR:

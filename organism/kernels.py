@@ -28,7 +28,7 @@ from organism.recruitment import FEATURES, LEVEL_POWERS
 I64 = npt.NDArray[np.int64]
 
 ROW, COLUMN, FROBENIUS, NONE = range(4)
-UNSCALED, SQRT_D, RMS = range(3)
+UNSCALED, SQRT_D, RMS, FAN_IN = range(4)
 LOG_ALPHA, LOG_RECOVERY, LOG_ENTROPY_GAIN, C0, C1, C2, B2 = range(7)
 READOUT, CALIBRATION, SCALARS = 7, 11, 20
 BETA, LEVEL = 0, 1
@@ -519,9 +519,9 @@ def scales_of(
             np.float32(_1 / math.sqrt(max(mean_square(post), _RMS_FLOOR))),
             np.float32(_1 / math.sqrt(max(matrix_mean_square(w), _RMS_FLOOR))),
         )
-    if constants.scaling == SQRT_D:
+    if constants.scaling == SQRT_D or constants.scaling == FAN_IN:
         activity = np.float32(constants.activity_scale / beta)
-        return activity, activity, constants.weight_scale
+        return activity, activity if constants.scaling == SQRT_D else _1, constants.weight_scale
     return _1, _1, _1
 
 
@@ -853,11 +853,12 @@ def _recruit(constants: Constants, theta: Theta, state: State, row: Tape, scratc
     if recruited:
         recruiting.silence(w, column)
         post = np.float32(math.tanh(beta))
-    factor = np.float32(constants.activity_scale / beta) if constants.scaling == SQRT_D else _1
-    scale = constants.weight_scale if constants.scaling == SQRT_D else _1
+    factor = np.float32(constants.activity_scale / beta) if constants.scaling != UNSCALED else _1
+    scale = constants.weight_scale if constants.scaling != UNSCALED else _1
     for i in range(row.z.shape[0]):
         scratch.pre[i] = factor * row.z[i]
-    post = min(max(post * factor, -constants.post_clamp), constants.post_clamp)
+    post = post * factor if constants.scaling == SQRT_D else post
+    post = min(max(post, -constants.post_clamp), constants.post_clamp)
     alpha = rate_of(constants, entropy)
     if theta.units.shape[0]:
         recruiting.move_by_mlp(

@@ -44,7 +44,8 @@ def live(
         genome: the rule and its configuration.
         inputs: encoded chunks, ``(steps, batch, d_in)``.
         state: where to go on from; None: a newborn.
-        target: y of teacher forcing, ``(batch, d_hidden)``, the same at every step [D26 §5.2].
+        target: y of teacher forcing, ``(batch, d_hidden)``, the same at every step [D26 §5.2], or
+            one a step, ``(steps, batch, d_hidden)``.
         teacher_ratios: ρ of each step; None: 0 throughout, as in the daemon.
 
     Raises:
@@ -56,11 +57,13 @@ def live(
         raise ValueError(f"{len(ratios)} teacher ratios for {steps} steps: give one a step")
     state = newborn(genome, batch) if state is None else state
     constants = (inputs, target, *(getattr(state, f.name) for f in fields(CortexState)))
-    if fused.fusable(genome, constants):
+    one_a_step = target is not None and target.dim() == 3
+    if not one_a_step and fused.fusable(genome, constants):
         return Lifetime(*fused.live(genome, inputs, state, target, ratios))
     entropy, logit = [], []
-    for e, ratio in zip(inputs, ratios, strict=True):
-        state, reading = step(genome, state, e, target, ratio)
+    for t, (e, ratio) in enumerate(zip(inputs, ratios, strict=True)):
+        y = target[t] if target is not None and one_a_step else target
+        state, reading = step(genome, state, e, y, ratio)
         entropy.append(reading.entropy)
         logit.append(reading.logit)
     return Lifetime(state, torch.stack(entropy), torch.stack(logit))

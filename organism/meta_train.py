@@ -45,6 +45,7 @@ from organism.genome import (
     to_bytes,
 )
 from organism.presets import PRESETS, MetaTrainConfig
+from organism.tasks.association import AssociationTask
 from organism.tasks.continual import ContinualTask
 from organism.tasks.familiarity import FamiliarityTask
 from organism.tasks.projection import ProjectionTask
@@ -85,6 +86,8 @@ def make_task(config: MetaTrainConfig) -> Task:
         return ProjectionTask(config.projection, config.genome, config.seed)
     if config.task == "continual":
         return ContinualTask(config.continual, config.genome, config.seed)
+    if config.task == "association":
+        return AssociationTask(config.association, config.genome, config.seed)
     return FamiliarityTask(config.familiarity, config.genome, config.seed)
 
 

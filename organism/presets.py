@@ -7,12 +7,15 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from organism.config import CortexConfig, EncoderConfig, GenomeConfig, RuleConfig, Settings
+from organism.tasks.association import AssociationConfig
 from organism.tasks.continual import ContinualConfig
 from organism.tasks.familiarity import FamiliarityConfig
 from organism.tasks.projection import ProjectionConfig
 from organism.tasks.streams import StreamConfig
 
-Preset = Literal["original", "original-literal", "dense", "daemon", "continual"]
+Preset = Literal[
+    "original", "original-literal", "dense", "daemon", "continual", "association", "association-mlp"
+]
 Part = Literal[
     "rule", "log_alpha", "log_recovery", "log_entropy_gain", "mixing", "readout", "calibration"
 ]
@@ -22,7 +25,7 @@ class MetaTrainConfig(Settings):
     """Everything that decides what a run of meta-training gives, but for the machine it runs on."""
 
     preset: Preset = Field("daemon", description="where the settings below start from")
-    task: Literal["projection", "familiarity", "continual"] = Field(
+    task: Literal["projection", "familiarity", "continual", "association"] = Field(
         "familiarity", description="what to learn"
     )
     outer_steps: int = Field(100, ge=0, description="outer steps [D26 §8.1: 100]")
@@ -40,6 +43,7 @@ class MetaTrainConfig(Settings):
     projection: ProjectionConfig = ProjectionConfig()
     familiarity: FamiliarityConfig = FamiliarityConfig()
     continual: ContinualConfig = ContinualConfig()
+    association: AssociationConfig = AssociationConfig()
 
     @model_validator(mode="after")
     def _trainable(self) -> MetaTrainConfig:
@@ -93,8 +97,8 @@ class MetaTrainConfig(Settings):
             "log_recovery": genome.cortex.recovery > 0,
             "log_entropy_gain": genome.cortex.modulated,
             "mixing": genome.cortex.memory,
-            "readout": self.task != "projection",
-            "calibration": self.task != "projection" and genome.cortex.recruitment,
+            "readout": self.task in ("familiarity", "continual"),
+            "calibration": self.task in ("familiarity", "continual") and genome.cortex.recruitment,
         }[part]
 
 
@@ -114,6 +118,34 @@ _RECRUITING = CortexConfig(
     normalisation="column",
 )
 
+_ASSOCIATION = MetaTrainConfig(
+    preset="association",
+    task="association",
+    outer_steps=300,
+    learning_rate=2e-2,
+    schedule="cosine",
+    trained=("rule", "log_alpha"),
+    genome=GenomeConfig(
+        rule=RuleConfig(
+            family="polynomial",
+            pre_exponent=2,
+            scaling="fan_in",
+            phases=True,
+            initialisation="hebb",
+            initialisation_noise=0.02,
+        ),
+        cortex=CortexConfig(
+            d_in=64,
+            d_hidden=64,
+            memory=False,
+            alpha=0.3,
+            entropy_modulation=False,
+            metabolism=False,
+            normalisation="none",
+        ),
+    ),
+)
+
 PRESETS: dict[Preset, MetaTrainConfig] = {
     # Word for word: the whole-matrix norm, unscaled inputs, one pair an outer step, Adam at 1e-3.
     "original-literal": MetaTrainConfig(preset="original-literal", task="projection"),
@@ -124,7 +156,7 @@ PRESETS: dict[Preset, MetaTrainConfig] = {
     "original": MetaTrainConfig(
         preset="original",
         task="projection",
-        learning_rate=1e-2,
+        learning_rate=3e-2,
         trained=("rule", "log_alpha"),
         genome=GenomeConfig(
             rule=RuleConfig(scaling="sqrt_d"),
@@ -208,5 +240,18 @@ PRESETS: dict[Preset, MetaTrainConfig] = {
                 }
             ),
         ),
+    ),
+    # Pairs remembered, by a rule that sees whether post is clamped or free. Nothing but the rule
+    # moves W: no norm that a memory would have to fit, no gain that follows the entropy.
+    "association": _ASSOCIATION,
+    "association-mlp": _ASSOCIATION.model_copy(
+        update={
+            "preset": "association-mlp",
+            "genome": _ASSOCIATION.genome.model_copy(
+                update={
+                    "rule": RuleConfig(scaling="fan_in", phases=True, initialisation="torch"),
+                }
+            ),
+        }
     ),
 }

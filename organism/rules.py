@@ -8,9 +8,17 @@ ReLU network cannot form their product. ``rms`` divides each by its own root mea
 ``sqrt_d`` multiplies w by the √ of the length it is normalised over, and pre and post by √d_in/β:
 for unit inputs and unit columns that is the same thing in expectation (each of d entries of a
 unit vector has a mean square of 1/d, and so has its dot product with another), with no division
-by data. Both keep the layer's signals near unit size in the sense of He et al., "Delving deep
-into rectifiers" (ICCV 2015). The output is divided by the factor of w, so that Δw is in units of
-w.
+by data. ``fan_in`` does so for pre, multiplies w by √d_in, and leaves post as it is: for activities
+of order one themselves, such as clamped ±1 targets. All keep the layer's signals near unit size in
+the sense of He et al., "Delving deep into rectifiers" (ICCV 2015). The output is divided by the
+factor of w, so that Δw is in units of w.
+
+Phases (``RuleConfig.phases``). A rule that sees one post cannot compare what is with what should
+be. In a clamped phase post is the target, in a free phase the cortex's own answer, and the rule
+sees which: a scalar, +1 or −1, that folds into its parameters (``at_phase``). Then
+phase·pre·post, over the two phases of one pair, is the delta rule pre·(y − h) (Widrow & Hoff 1960;
+as contrastive Hebbian learning: Movellan, "Contrastive Hebbian learning in the continuous Hopfield
+model", 1991).
 """
 
 from __future__ import annotations
@@ -23,10 +31,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from organism.config import CortexConfig, Normalisation, RuleConfig
+from organism.config import CortexConfig, InputScaling, RuleConfig
 
 Theta = Mapping[str, Tensor]
 """Named parameters. A rule reads only its own names."""
+
+CLAMPED, FREE = 1.0, -1.0
+"""What a rule with phases sees where post is the target, and where it is the cortex's own."""
 
 _RMS_FLOOR = 1e-12
 
@@ -79,13 +90,21 @@ class MLPRule:
 
     hidden: int
     initialisation: str
+    phases: bool = False
 
     def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw by [D26 App. C], W₁ ~ N(0, 0.1²·2/(3+h)), or by torch's Linear, U(±1/√fan_in).
 
         The appendix names W₁ alone; W₂ is drawn by the same formula with its own fans and the
-        biases are zero.
+        biases are zero. The weights of a phase are normal, of the size of the others.
         """
+        theta = self._unphased(generator)
+        if self.phases:
+            scale = theta["rule.w1"].square().mean().sqrt()
+            theta["rule.phase_w1"] = torch.randn(self.hidden, generator=generator) * scale
+        return theta
+
+    def _unphased(self, generator: torch.Generator) -> dict[str, Tensor]:
         hidden = self.hidden
         if self.initialisation == "appendix_c":
             return {
@@ -134,6 +153,7 @@ class PolynomialRule:
     weight_exponent: int
     start: str
     noise: float = 0.0
+    phases: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -141,10 +161,14 @@ class PolynomialRule:
         return self.pre_exponent + 1, self.post_exponent + 1, self.weight_exponent + 1
 
     def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """Start from the named rule's coefficients, plus Gaussian noise."""
+        """Start from the named rule's coefficients, plus Gaussian noise; of the phase, from it."""
         coefficients = self.named(self.start)
         noise = torch.randn(self.shape, generator=generator) * self.noise
-        return {"rule.coefficients": coefficients + noise}
+        theta = {"rule.coefficients": coefficients + noise}
+        if self.phases:
+            of_phase = torch.randn(self.shape, generator=generator) * self.noise
+            theta["rule.phase_coefficients"] = of_phase
+        return theta
 
     def named(self, name: str) -> Tensor:
         """Coefficients of a named rule.
@@ -184,16 +208,32 @@ def _powers(x: Tensor, highest: int) -> Tensor:
     return torch.stack(powers, dim=2)
 
 
+def at_phase(theta: Theta, phase: float) -> Theta:
+    """Fold a phase into a rule's parameters: what is left is a rule without phases.
+
+    Args:
+        theta: parameters by name; without any of a phase they come back as they are.
+        phase: ``CLAMPED``, ``FREE``, or between them.
+    """
+    if "rule.phase_w1" in theta:
+        return {**theta, "rule.b1": theta["rule.b1"] + phase * theta["rule.phase_w1"]}
+    if "rule.phase_coefficients" in theta:
+        folded = theta["rule.coefficients"] + phase * theta["rule.phase_coefficients"]
+        return {**theta, "rule.coefficients": folded}
+    return theta
+
+
 def make_rule(config: RuleConfig) -> Rule:
     """Return the rule family that a configuration names."""
     if config.family == "mlp":
-        return MLPRule(config.hidden, config.initialisation)
+        return MLPRule(config.hidden, config.initialisation, config.phases)
     return PolynomialRule(
         config.pre_exponent,
         config.post_exponent,
         config.weight_exponent,
         config.initialisation,
         config.initialisation_noise,
+        config.phases,
     )
 
 
@@ -206,16 +246,18 @@ def scaled_delta(
     post: Tensor,
     w: Tensor,
     beta: Tensor,
+    phase: float = FREE,
 ) -> Tensor:
     """Apply a rule to scaled inputs and return Δw in units of w; see this module's head.
 
-    Shapes as in ``Rule.__call__``; ``beta`` is ``(batch,)``, the gain that pre was scaled by.
+    Shapes as in ``Rule.__call__``; ``beta`` is ``(batch,)``, the gain that pre was scaled by;
+    ``phase`` is what a rule with phases sees.
     """
-    if rule_config.scaling == "sqrt_d":
-        length = normalised_length(cortex.normalisation, cortex.d_in, cortex.d_hidden)
-        w_factor: float | Tensor = math.sqrt(length)
+    if rule_config.scaling in ("sqrt_d", "fan_in"):
+        w_factor: float | Tensor = math.sqrt(weight_length(rule_config.scaling, cortex))
         activity_factor = math.sqrt(cortex.d_in) / beta.unsqueeze(1)
-        pre, post, w = pre * activity_factor, post * activity_factor, w * w_factor
+        pre, w = pre * activity_factor, w * w_factor
+        post = post if rule_config.scaling == "fan_in" else post * activity_factor
     elif rule_config.scaling == "rms":
         w_factor = 1 / _rms(w, (1, 2))
         pre, post, w = pre / _rms(pre, (1,)), post / _rms(post, (1,)), w * w_factor
@@ -223,15 +265,15 @@ def scaled_delta(
         w_factor = 1.0
     if rule_config.post_clamp:
         post = post.clamp(-rule_config.post_clamp, rule_config.post_clamp)
-    return rule(theta, pre, post, w) / w_factor
+    return rule(at_phase(theta, phase), pre, post, w) / w_factor
 
 
 def _rms(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     return x.square().mean(dims, keepdim=True).clamp_min(_RMS_FLOOR).sqrt()
 
 
-def normalised_length(normalisation: Normalisation, d_in: int, d_hidden: int) -> int:
-    """Count of the weights that share one unit norm; without normalisation, a column's fan-in."""
-    return {"row": d_hidden, "column": d_in, "frobenius": d_in * d_hidden, "none": d_in}[
-        normalisation
-    ]
+def weight_length(scaling: InputScaling, cortex: CortexConfig) -> int:
+    """Count of the weights that share one unit norm, or a column's fan-in; √ of it scales w."""
+    if scaling == "fan_in" or cortex.normalisation in ("column", "none"):
+        return cortex.d_in
+    return cortex.d_hidden if cortex.normalisation == "row" else cortex.d_in * cortex.d_hidden

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -36,8 +37,13 @@ warm_up(Life.born(load(ServerSettings().genome), 0, 0))
 """
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Have another process compile the kernels: only what is loaded rounds like a daemon's."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # Started in the background, by a shell: what the tests interrupt would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(config, "workerinput"):
+        return  # the first process has
     subprocess.run([sys.executable, "-c", _WARM], check=True, cwd=_ROOT)
 
 

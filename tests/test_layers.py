@@ -36,6 +36,7 @@ LAYERS = [
     "organism.tasks.streams",
     "organism.tasks.projection",
     "organism.tasks.familiarity",
+    "organism.tasks.association",
     "organism.tasks.continual",
     "organism.evaluation",
     "organism.peers",

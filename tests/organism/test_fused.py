@@ -62,7 +62,7 @@ def assert_fused_is_the_reference(config: GenomeConfig, taught: bool = False) ->
     assert error < 1e-5
 
 
-@pytest.mark.parametrize("scaling", ["none", "rms", "sqrt_d"])
+@pytest.mark.parametrize("scaling", ["none", "rms", "sqrt_d", "fan_in"])
 @pytest.mark.parametrize("normalisation", ["row", "column", "frobenius", "none"])
 @pytest.mark.parametrize("family", ["mlp", "polynomial"])
 def test_fused_is_the_reference(family: str, normalisation: str, scaling: str) -> None:

@@ -8,8 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from organism.config import CortexConfig, RuleConfig
-from organism.rules import NAMED_RULES, MLPRule, PolynomialRule, make_rule, scaled_delta
+from organism.config import CortexConfig, GenomeConfig, RuleConfig
+from organism.cortex import newborn, recall
+from organism.genome import Genome, new_genome
+from organism.lifetime import live
+from organism.rules import (
+    CLAMPED,
+    FREE,
+    NAMED_RULES,
+    MLPRule,
+    PolynomialRule,
+    at_phase,
+    make_rule,
+    scaled_delta,
+)
 
 B, D, M = 3, 5, 7
 
@@ -199,6 +211,79 @@ def test_post_is_clamped() -> None:
         rule, theta, config, CortexConfig(d_in=2, d_hidden=3), pre, post, w, torch.ones(1)
     )
     assert delta[0, 0].tolist() == [-0.5, 0.25, 0.5]
+
+
+def test_with_fan_in_post_is_left_as_it_is() -> None:
+    """A clamped target reaches the rule whole; pre and w are of unit size."""
+    config = RuleConfig.model_validate(
+        {"family": "polynomial", "initialisation": "hebb", "scaling": "fan_in"}
+    )
+    cortex = CortexConfig(d_in=4, d_hidden=2, normalisation="row")
+    rule = make_rule(config)
+    pre, post = torch.full((1, 4), 0.5), torch.tensor([[-1.0, 1.0]])
+    w = torch.zeros(1, 4, 2)
+    theta = rule.initial(torch.Generator())
+    delta = scaled_delta(rule, theta, config, cortex, pre, post, w, torch.ones(1))
+    assert delta.tolist() == [[[-0.5, 0.5]] * 4]  # (0.5·√4)·(±1)/√4
+
+
+@pytest.mark.parametrize("family", ["polynomial", "mlp"])
+def test_a_phase_folds_into_the_parameters(family: str) -> None:
+    """At phase 0 the rule is the one without phases; the sum over both phases is twice that one.
+
+    For the mlp where no unit changes its mind: there it is linear in the phase.
+    """
+    start = "hebb" if family == "polynomial" else "torch"
+    config = RuleConfig.model_validate(
+        {"family": family, "initialisation": start, "phases": True}
+        | ({"initialisation_noise": 0.1} if family == "polynomial" else {})
+    )
+    rule = make_rule(config)
+    theta = rule.initial(torch.Generator().manual_seed(0))
+    if family == "mlp":
+        theta["rule.b1"] = theta["rule.b1"] + 100
+    pre, post, w = torch.randn(2, 3), torch.randn(2, 4), torch.randn(2, 3, 4)
+    clamped, free, none = (rule(at_phase(theta, p), pre, post, w) for p in (CLAMPED, FREE, 0.0))
+    torch.testing.assert_close(clamped + free, 2 * none)
+    assert not torch.equal(clamped, free)
+    torch.testing.assert_close(none, rule(theta, pre, post, w))
+
+
+def test_with_phases_a_delta_rule_is_expressible() -> None:
+    """phase·pre·post moves W by α·pre·(y − h) over the two phases of a pair."""
+    config = GenomeConfig(
+        rule=RuleConfig(family="polynomial", scaling="fan_in", phases=True, initialisation="hebb"),
+        cortex=CortexConfig(
+            d_in=4,
+            d_hidden=3,
+            memory=False,
+            metabolism=False,
+            entropy_modulation=False,
+            normalisation="none",
+        ),
+    )
+    genome = new_genome(config)
+    hebb = genome.theta["rule.coefficients"]
+    theta = {
+        **genome.theta,
+        "rule.coefficients": torch.zeros_like(hebb),
+        "rule.phase_coefficients": hebb,
+    }
+    genome = Genome(config, theta)
+    state = newborn(genome)
+    e = torch.nn.functional.normalize(torch.randn(1, 4))
+    y = torch.tensor([[1.0, -1.0, 1.0]])
+    h = recall(genome, state, e).h
+    lived = live(genome, torch.stack([e, e]), state, y, [0.0, 1.0]).state.w
+    expected = state.w + config.cortex.alpha * e.unsqueeze(2) * (y - h).unsqueeze(1)
+    torch.testing.assert_close(lived, expected)
+
+
+def test_a_rule_without_phases_is_saved_as_before_there_were_any() -> None:
+    """Genomes from before keep their bytes, and so their hashes."""
+    assert "phases" not in RuleConfig().model_dump(mode="json")
+    dumped = RuleConfig(phases=True).model_dump(mode="json")
+    assert RuleConfig.model_validate(dumped) == RuleConfig(phases=True)
 
 
 def test_a_named_rule_beyond_the_exponents_is_refused() -> None:

@@ -12,7 +12,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 from organism.config import GenomeConfig
 from organism.genome import Genome, new_genome
 from organism.lifetime import live
+from organism.presets import PRESETS
 from organism.recruitment import evidence, log_odds
+from organism.tasks.association import AssociationConfig, AssociationTask
 from organism.tasks.continual import ContinualConfig, ContinualTask
 from organism.tasks.familiarity import FamiliarityConfig, FamiliarityTask, ranking_loss
 from organism.tasks.projection import ProjectionConfig, ProjectionTask
@@ -54,7 +56,18 @@ def continual(seed: int = 0) -> tuple[Task, Genome]:
     return ContinualTask(settings, config, seed), new_genome(config, seed)
 
 
-TASKS = pytest.mark.parametrize("make", [projection, familiarity, recruiting, continual])
+def association(seed: int = 0) -> tuple[Task, Genome]:
+    """A small association task and an untrained genome with phases for it."""
+    config = PRESETS["association"].genome
+    cortex = config.cortex.model_copy(update={"d_in": 8, "d_hidden": 6})
+    config = config.model_copy(update={"cortex": cortex})
+    settings = AssociationConfig(batch=2, longest=12, held_out_lifetimes=3)
+    return AssociationTask(settings, config, seed), new_genome(config, seed)
+
+
+TASKS = pytest.mark.parametrize(
+    "make", [projection, familiarity, recruiting, continual, association]
+)
 
 
 @TASKS
