@@ -203,7 +203,7 @@ def test_the_presets_are_what_they_say() -> None:
     assert original.genome.cortex.normalisation == "row"
     assert original.genome.rule.scaling != "none"
     assert original.projection.whole_bank
-    assert original.learning_rate == 1e-2
+    assert original.learning_rate == 3e-2
 
 
 def test_the_command_trains_and_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,1 @@
+"""The laboratory: what the original claims, measured, and what a learned rule is made of."""

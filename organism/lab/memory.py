@@ -1,0 +1,180 @@
+"""Associative memory: which rules are compared, learned, named, and the best there is.
+
+Every rule is run by the cortex's own step. What is learned is trained on lifetimes of at most 64
+presentations; what is named has its rate tuned on lifetimes of the same kinds. Owns the rules; how
+they are measured stands in ``organism.lab.protocols``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from organism.config import GenomeConfig
+from organism.genome import Genome, new_genome
+from organism.lab.protocols import protocols
+from organism.lab.trials import Result, Trial
+from organism.meta_train import Run
+from organism.presets import PRESETS, MetaTrainConfig
+from organism.tasks.association import AssociationTask
+
+CEILING = "pseudo-inverse"
+
+_TUNING_SEED = 1000
+_TUNED_LIFETIMES = 48
+_RATES = tuple(round(0.05 * 2 ** (k / 2), 4) for k in range(13))
+_DECAYS = (0.001, 0.003, 0.01, 0.03, 0.1)
+
+Powers = tuple[int, int, int]
+Coefficients = Mapping[Powers, float]
+
+# As sums over phases, and what changes sign with the phase: a rule is the first plus ± the second.
+_NAMED: dict[str, tuple[Coefficients, Coefficients]] = {
+    "Hebb": ({(1, 1, 0): 1.0}, {}),
+    "gated Hebb": ({(1, 1, 0): 1.0, (2, 0, 1): -1.0}, {}),
+    "decay": ({(1, 1, 0): 1.0}, {}),
+    "delta": ({}, {(1, 1, 0): 1.0}),
+}
+_LEARNED = {
+    "learned polynomial": ("association", True),
+    "learned mlp": ("association-mlp", True),
+    "learned polynomial, no phases": ("association", False),
+    "learned mlp, no phases": ("association-mlp", False),
+}
+NAMES = (*_LEARNED, *_NAMED, CEILING)
+
+
+def named_rule(name: str, rate: float, decay: float = 0.0) -> Genome:
+    """A rule of the literature as a genome of the association preset.
+
+    Args:
+        name: ``Hebb``, ``gated Hebb`` (pre·post − pre²·w), ``decay`` (pre·post − decay·w) or
+            ``delta`` (phase·pre·post).
+        rate: α.
+        decay: of ``decay``.
+    """
+    whole, of_phase = _NAMED[name]
+    if name == "decay":
+        whole = {**whole, (0, 0, 1): -decay}
+    base = PRESETS["association"].genome
+    changes = {"phases": bool(of_phase), "initialisation_noise": 0.0}
+    rule = base.rule.model_copy(update=changes)
+    genome = new_genome(base.model_copy(update={"rule": rule}))
+    theta = dict(genome.theta)
+    shape = theta["rule.coefficients"].shape
+    theta["rule.coefficients"] = _filled(shape, whole)
+    if of_phase:
+        theta["rule.phase_coefficients"] = _filled(shape, of_phase)
+    return replace(genome, theta=theta | {"log_alpha": torch.tensor(math.log(rate))})
+
+
+def _filled(shape: torch.Size, values: Coefficients) -> Tensor:
+    coefficients = torch.zeros(shape)
+    for powers, value in values.items():
+        coefficients[powers] = value
+    return coefficients
+
+
+def grown(preset: str, phases: bool, seed: int) -> Result:
+    """Train a genome on the association task; its configuration and θ in plain values."""
+    base = PRESETS["association-mlp" if preset == "association-mlp" else "association"]
+    rule = base.genome.rule.model_copy(update={"phases": phases})
+    genome = base.genome.model_copy(update={"rule": rule})
+    config = base.model_copy(update={"genome": genome, "seed": seed})
+    run = Run(config, new_genome(genome, seed), "cpu")
+    while run.index < config.outer_steps:
+        run.outer_step()
+    return to_plain(run.genome)
+
+
+def scored(name: str, rate: float, decay: float) -> Result:
+    """Mean cosine of a named rule over the lifetimes that learned rules are trained on."""
+    base: MetaTrainConfig = PRESETS["association"]
+    settings = base.association.model_copy(update={"held_out_lifetimes": _TUNED_LIFETIMES})
+    task = AssociationTask(settings, base.genome, _TUNING_SEED)
+    return {"cosine": task.held_out(named_rule(name, rate, decay))["held_out_cosine"]}
+
+
+def measured(rule: Mapping[str, Any] | None, seed: int) -> Result:
+    """Take a rule through all protocols; None: the pseudo-inverse."""
+    if rule is None:
+        return protocols(None, PRESETS["association"].genome, seed)
+    genome = from_plain(rule)
+    return protocols(genome, genome.config, seed)
+
+
+def to_plain(genome: Genome) -> dict[str, Any]:
+    """Configuration and θ as JSON has them."""
+    theta = {name: tensor.tolist() for name, tensor in genome.theta.items()}
+    return {"config": genome.config.model_dump(mode="json"), "theta": theta}
+
+
+def from_plain(plain: Mapping[str, Any]) -> Genome:
+    """Read what ``to_plain`` wrote."""
+    theta = {name: torch.tensor(values) for name, values in plain["theta"].items()}
+    return Genome(GenomeConfig.model_validate(plain["config"]), theta)
+
+
+def growing(seeds: Sequence[int]) -> list[Trial]:
+    """Training of each learned rule from each seed."""
+    return [
+        Trial(f"{name}, seed {s}", grown, {"preset": preset, "phases": phases, "seed": s})
+        for name, (preset, phases) in _LEARNED.items()
+        for s in seeds
+    ]
+
+
+def tuning() -> list[Trial]:
+    """Each named rule at each rate, and decay."""
+    return [
+        Trial(_tried(name, rate, decay), scored, {"name": name, "rate": rate, "decay": decay})
+        for name in _NAMED
+        for rate in _RATES
+        for decay in (_DECAYS if name == "decay" else (0.0,))
+    ]
+
+
+def _tried(name: str, rate: float, decay: float) -> str:
+    return f"{name} at rate {rate:g}" + (f", decay {decay:g}" if decay else "")
+
+
+def tuned(results: Mapping[str, Result]) -> dict[str, tuple[float, float]]:
+    """The best rate, and decay, of each named rule."""
+
+    def merit(name: str) -> Callable[[tuple[float, float]], float]:
+        return lambda found: float(results[_tried(name, *found)]["cosine"])
+
+    return {
+        name: max(
+            ((r, d) for r in _RATES for d in (_DECAYS if name == "decay" else (0.0,))),
+            key=merit(name),
+        )
+        for name in _NAMED
+    }
+
+
+def measuring(results: Mapping[str, Result], seeds: Sequence[int]) -> list[Trial]:
+    """Every rule through all protocols: the learned ones once a training seed."""
+    found = [
+        Trial(
+            f"protocols, {name}, seed {s}",
+            measured,
+            {"rule": results[f"{name}, seed {s}"], "seed": s},
+        )
+        for name in _LEARNED
+        for s in seeds
+    ]
+    rules: dict[str, Any] = {
+        name: to_plain(named_rule(name, rate, decay))
+        for name, (rate, decay) in tuned(results).items()
+    }
+    for name, rule in {**rules, CEILING: None}.items():
+        for s in seeds:
+            arguments = {"rule": rule, "seed": s}
+            found.append(Trial(f"protocols, {name}, seed {s}", measured, arguments))
+    return found
