@@ -18,7 +18,7 @@ from organism import recruitment, tensorfile
 from organism.config import CortexConfig, Normalisation
 from organism.genome import Genome
 from organism.readout import deviation, log_response, logit, next_level
-from organism.rules import CLAMPED, FREE, make_rule, scaled_delta
+from organism.rules import CLAMPED, FREE, Rule, make_rule, scaled_delta
 
 STATE_SCHEMA = 2
 
@@ -218,6 +218,7 @@ def step(
     e: Tensor,
     target: Tensor | None = None,
     teacher_ratio: float = 0.0,
+    rule: Rule | None = None,
 ) -> tuple[CortexState, Reading]:
     """Read a chunk, then learn from it. Everything is read before it is updated.
 
@@ -231,6 +232,7 @@ def step(
         target: y of teacher forcing, ``(batch, d_hidden)``; needed where ``teacher_ratio`` is not
             0.
         teacher_ratio: ρ in [0, 1]; the daemon's is always 0.
+        rule: in place of the genome's family, with the same θ; None: that.
 
     Returns:
         The next state, and the reading from *before* the learning.
@@ -248,7 +250,8 @@ def step(
             raise ValueError(f"teacher_ratio {teacher_ratio} needs a target; pass one, or ρ = 0")
         post = teacher_ratio * target + (1 - teacher_ratio) * post
     phase = FREE + (CLAMPED - FREE) * teacher_ratio
-    w, trace = _learned(genome, state, reading, post, phase)
+    rule = rule or make_rule(genome.config.rule)
+    w, trace = _learned(genome, rule, state, reading, post, phase)
     next_state = CortexState(
         w=w,
         short_term=_next_memory(config, state.short_term, reading.mixed, config.short_term_decay),
@@ -287,17 +290,19 @@ def _drive(z: Tensor, w: Tensor) -> Tensor:
 
 
 def _learned(
-    genome: Genome, state: CortexState, reading: Reading, post: Tensor, phase: float
+    genome: Genome, rule: Rule, state: CortexState, reading: Reading, post: Tensor, phase: float
 ) -> tuple[Tensor, Tensor]:
     """W and the traces after learning."""
     if not genome.config.cortex.plasticity:
         return state.w, state.trace
     if genome.config.cortex.recruitment:
-        return _one_learns(genome, state, reading)
-    return _all_learn(genome, state, reading, post, phase), state.trace
+        return _one_learns(genome, rule, state, reading)
+    return _all_learn(genome, rule, state, reading, post, phase), state.trace
 
 
-def _one_learns(genome: Genome, state: CortexState, reading: Reading) -> tuple[Tensor, Tensor]:
+def _one_learns(
+    genome: Genome, rule: Rule, state: CortexState, reading: Reading
+) -> tuple[Tensor, Tensor]:
     """Apply the rule to the winner alone; a recruited column is silent, and driven as by itself."""
     config = genome.config
     match = reading.drive / state.beta.unsqueeze(1)
@@ -308,7 +313,6 @@ def _one_learns(genome: Genome, state: CortexState, reading: Reading) -> tuple[T
     before = state.w.gather(2, across)
     w = before * ~fresh.unsqueeze(1)
     post = torch.where(fresh, torch.tanh(state.beta).unsqueeze(1), reading.h.gather(1, place))
-    rule = make_rule(config.rule)
     delta = scaled_delta(rule, genome.theta, config.rule, cortex, reading.z, post, w, state.beta)
     moved = w + plasticity_rate(genome, reading.entropy).view(-1, 1, 1) * delta
     moved = normalise(moved, cortex.normalisation, cortex.normalisation_epsilon)
@@ -318,10 +322,9 @@ def _one_learns(genome: Genome, state: CortexState, reading: Reading) -> tuple[T
 
 
 def _all_learn(
-    genome: Genome, state: CortexState, reading: Reading, post: Tensor, phase: float
+    genome: Genome, rule: Rule, state: CortexState, reading: Reading, post: Tensor, phase: float
 ) -> Tensor:
     config, w = genome.config, state.w
-    rule = make_rule(config.rule)
     delta = scaled_delta(
         rule, genome.theta, config.rule, config.cortex, reading.z, post, w, state.beta, phase
     )

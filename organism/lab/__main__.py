@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from organism.fused import set_threads
-from organism.genome import GenomeError
-from organism.lab import adaptation, costs, tables
+from organism.genome import GenomeError, load
+from organism.lab import ablations, adaptation, atlas, costs, memory, recovery, tables
+from organism.lab.anatomy import WORLDS
 from organism.lab.report import LabMissing, Report, command_line, plain
 from organism.lab.trials import run
 
@@ -59,11 +60,55 @@ def _tables(options: argparse.Namespace) -> Report:
     return tables.report(results, options.seeds, others)
 
 
+def _ablations(options: argparse.Namespace) -> Report:
+    results = run(ablations.trials(options.seeds), options.out / _KEPT, options.processes)
+    return ablations.report(results, options.seeds)
+
+
+def _memory(options: argparse.Namespace) -> Report:
+    kept, seeds = options.out / _KEPT, range(options.seeds)
+    first = [*memory.growing(seeds), *memory.tuning()]
+    results = run(first, kept, options.processes)
+    results |= run(memory.measuring(results, seeds), kept, options.processes)
+    return memory.report(results, seeds)
+
+
+def _recovery(options: argparse.Namespace) -> Report:
+    results = run(recovery.trials(options.seeds), options.out / _KEPT, options.processes)
+    return recovery.report(results, options.seeds)
+
+
+def _anatomy(options: argparse.Namespace) -> Report:
+    set_threads(os.cpu_count() or 1)
+    return atlas.report(load(options.genome), options.genome, options.world)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(f"python -m {_MODULE}", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    command = _command(commands, "tables", "the original's tables and claims, measured")
-    command.set_defaults(make=_tables)
+    for name, seeds, make, text in (
+        ("tables", 10, _tables, "the original's tables and claims, measured"),
+        ("ablations", 10, _ablations, "ablations that the original never ran"),
+        ("memory", 3, _memory, "associative memory: learned rules beside named ones"),
+        ("recovery", 10, _recovery, "known rules planted, and found again"),
+    ):
+        command = _command(commands, name, text)
+        command.set_defaults(make=make)
+        command.add_argument(
+            "--seeds", type=_seeds, default=seeds, help=f"how many, from 0; {seeds}"
+        )
+        command.add_argument(
+            "--processes", type=int, default=os.cpu_count() or 1, help="that share the work"
+        )
+    command = _command(commands, "anatomy", "what a learned rule is made of")
+    command.set_defaults(make=_anatomy)
+    command.add_argument("genome", type=Path, help="genome file")
+    command.add_argument(
+        "--world",
+        choices=WORLDS,
+        default="familiarity",
+        help="what the rule lives through, and what its symbolic form is tried on; familiarity",
+    )
     return parser
 
 
@@ -71,10 +116,6 @@ def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     command.add_argument("--out", type=Path, help=f"folder of the report; lab/{name}")
     command.add_argument("--json", action="store_true", help="print the figures as one JSON object")
-    command.add_argument("--seeds", type=_seeds, default=10, help="how many, from 0; 10")
-    command.add_argument(
-        "--processes", type=int, default=os.cpu_count() or 1, help="that share the work"
-    )
     return command
 
 
