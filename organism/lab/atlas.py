@@ -193,7 +193,7 @@ def _maps(genome: Genome, held: str, levels: tuple[float, ...], across: str) -> 
             )
             panel.set(title=f"{held} = {level:g}", xlabel=across)
         row[0].set_ylabel(f"pre{', ' + face if face else ''}")
-    figure.colorbar(image, ax=panels, label="Δw: red grows, blue shrinks", shrink=0.8)
+    figure.colorbar(image, ax=panels, label="Δw: red up, blue down", shrink=0.8)
     return figure
 
 
@@ -233,7 +233,7 @@ def _regimes(genome: Genome, samples: Mapping[str, Sample]) -> Table:
         ),
         rows,
         "One term alone, by least squares; in brackets 95% of bootstrap samples. The claims are in "
-        "units that the original does not give; the sign, and which is larger, do not depend on them.",
+        "units that the original does not give; the sign does not depend on them.",
     )
 
 
