@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ _NEAR_ZERO = 0.25
 _LARGE = 1.0
 _BOOTSTRAPS = 200
 _INTERVAL = (2.5, 97.5)
+_REGRESSORS: tuple[Powers, ...] = ((1, 1, 0), (0, 0, 1), (0, 0, 0))
 _ROOT_POINTS = 601
 _MOST_TERMS = 6
 _HIGHEST: Powers = (3, 3, 3)
@@ -195,15 +196,21 @@ def _world(
 
 
 def coefficient(sample: Sample, powers: Powers, seed: int = 0) -> Fit:
-    """Least squares of one term alone on the answers, with its interval."""
-    x, y = sample.term(powers).numpy(), sample.delta.numpy()
+    """Coefficient of pre·post, w or 1 when all three are fitted together, with its interval.
+
+    Together, since where a rule lives they are correlated: w is what pre and post have made of it.
+    """
+    x = torch.stack([sample.term(p) for p in _REGRESSORS], 1).numpy()
+    y, place = sample.delta.numpy(), _REGRESSORS.index(powers)
     rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(_BOOTSTRAPS):
-        chosen = rng.integers(0, len(y), len(y))
-        found.append((x[chosen] @ y[chosen]) / (x[chosen] @ x[chosen]))
+
+    def solved(chosen: Any) -> float:
+        rows, answers = x[chosen], y[chosen]
+        return float(np.linalg.lstsq(rows.T @ rows, rows.T @ answers, rcond=None)[0][place])
+
+    found = [solved(rng.integers(0, len(y), len(y))) for _ in range(_BOOTSTRAPS)]
     low, high = np.percentile(found, _INTERVAL)
-    return Fit(float(x @ y / (x @ x)), float(low), float(high))
+    return Fit(solved(slice(None)), float(low), float(high))
 
 
 def hebbian(sample: Sample) -> Fit:

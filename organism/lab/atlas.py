@@ -232,7 +232,8 @@ def _regimes(genome: Genome, samples: Mapping[str, Sample]) -> Table:
             f"claimed {_CLAIMED_DECAY:+g}",
         ),
         rows,
-        "One term alone, by least squares; in brackets 95% of bootstrap samples. The claims are in "
+        "Least squares of pre·post, w and 1 together; in brackets 95% of bootstrap samples. The "
+        "original gives no way in which it found its coefficients. The claims are in "
         "units that the original does not give; the sign does not depend on them.",
     )
 

@@ -31,7 +31,7 @@ from organism.lab.protocols import (
 from organism.lab.report import Drawing, Report, Table, spread
 from organism.lab.trials import Result, Trial
 from organism.meta_train import Run
-from organism.presets import PRESETS, MetaTrainConfig
+from organism.presets import PRESETS, MetaTrainConfig, Preset
 from organism.tasks.association import AssociationTask
 
 CEILING = "pseudo-inverse"
@@ -51,7 +51,7 @@ _NAMED: dict[str, tuple[Coefficients, Coefficients]] = {
     "decay": ({(1, 1, 0): 1.0}, {}),
     "delta": ({}, {(1, 1, 0): 1.0}),
 }
-_LEARNED = {
+_LEARNED: dict[str, tuple[Preset, bool]] = {
     "learned polynomial": ("association", True),
     "learned mlp": ("association-mlp", True),
     "learned polynomial, no phases": ("association", False),
@@ -91,9 +91,9 @@ def _filled(shape: torch.Size, values: Coefficients) -> Tensor:
     return coefficients
 
 
-def grown(preset: str, phases: bool, seed: int) -> Result:
+def grown(preset: Preset, phases: bool, seed: int) -> Result:
     """Train a genome on the association task; its configuration and θ in plain values."""
-    base = PRESETS["association-mlp" if preset == "association-mlp" else "association"]
+    base = PRESETS[preset]
     rule = base.genome.rule.model_copy(update={"phases": phases})
     genome = base.genome.model_copy(update={"rule": rule})
     config = base.model_copy(update={"genome": genome, "seed": seed})

@@ -48,7 +48,7 @@ _LARGEST_COEFFICIENTS = (0.3, 1.0)
 _BOUND = 5.0
 _TRAINING, _HELD_OUT, _PLANT = range(3)
 # Of Adam, which an mlp's many flat regions need, and then of L-BFGS.
-_ITERATIONS = {"polynomial": (0, 400), "mlp": (250, 40)}
+_ITERATIONS = {"polynomial": (0, 400), "mlp": (150, 150)}
 _ADAM_RATE = 1e-2
 _SPURIOUS = 0.05
 
