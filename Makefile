@@ -35,7 +35,7 @@ genome: $(VENV)/.run ## train both genomes anew, the default one from five seeds
 	$(BIN)/python -m organism.meta_train --preset continual --seeds 5 --out checkpoints/continual.genome
 
 clean:
-	rm -rf $(VENV) organism/__pycache__ server/__pycache__ .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) lab organism/__pycache__ server/__pycache__ .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -48,7 +48,7 @@ $(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev,peers]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev,lab,peers]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.run pyproject.toml constraints.txt
