@@ -160,7 +160,8 @@ def table(results: Mapping[str, Result], seeds: int, rate: float) -> Table:
         "Adaptation [D26 §7.6], fresh pairs; claimed: 5 steps against hundreds",
         ("learner", "NMSE after five steps", "steps to plasticity's error"),
         rows,
-        f"Verdict: {'holds' if slow else 'fails'}. All learn the same pairs from the same W; "
+        f"Verdict: {'holds' if slow else 'fails'}. A pair asks for one linear map, which a step of "
+        "descent of the right size nearly is. All learn the same pairs from the same W; "
         "gradient descent sees the target at every step, at a rate tuned on seeds "
         f"{', '.join(map(str, _TUNING_SEEDS))}. With "
         "Adam's default rate, which nobody would choose here, it is slow.",
