@@ -16,7 +16,9 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from tests.server.conftest import free_port, until
+from tests.server.conftest import Daemon, free_port, genome_path, until
+
+__all__ = ["genome_path"]  # a fixture, for pytest to find
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PORT = "8765"
@@ -137,6 +139,51 @@ def test_every_command_of_the_readme_works(clone: Path) -> None:
             expected = _words("\n".join(output).replace(_ELIDED, ""))
             missing = expected - _words(said)
             assert not missing, f"{typed}: the README also shows {sorted(missing)}\n{said}"
+
+
+@pytest.mark.slow
+def test_every_command_behind_a_figure_works(tmp_path: Path) -> None:
+    """Those that measure, on a log that stands for the ones that are not shipped."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(_ROOT)}
+    (tmp_path / "checkpoints").symlink_to(_ROOT / "checkpoints")
+
+    def typed(command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-c", command],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_S,
+        )
+
+    log = typed("python -m examples.service | head -100").stdout
+    for name in ("Linux.content.log", "Linux.raw.log"):
+        (tmp_path / name).write_text(log)
+    commands = re.findall(r"^    (python -m .*)$", (_ROOT / "README.md").read_text(), re.M)
+    assert len(commands) >= 5
+    for command in commands:
+        done = typed(command)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        assert done.stdout, command
+    assert (tmp_path / "life.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_ten_lines_of_python_work(clone: Path, tmp_path: Path, genome_path: Path) -> None:
+    """They say what was learned, what was found, and where the stream is."""
+    (block,) = re.findall(r"^```python\n(.*?)^```$", (clone / "README.md").read_text(), re.M | re.S)
+    (clone / "app.log").write_bytes(b"one line\nand another\n")
+    with Daemon(tmp_path / "state", genome_path) as daemon:
+        script = block.replace(f"http://127.0.0.1:{_PORT}", str(daemon.client.base_url))
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=clone, capture_output=True, text=True, timeout=60
+        )
+    assert done.returncode == 0, done.stderr
+    familiarity, match, offset = done.stdout.split("\n")[:3]
+    assert 0 < float(familiarity) < 1
+    assert (match, int(offset)) == ("a first line", len("a first line\none line\nand another\n"))
 
 
 def _wait_until_ready(port: str) -> None:

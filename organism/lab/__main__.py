@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         ("tables", 10, _tables, "the original's tables and claims, measured"),
         ("ablations", 10, _ablations, "ablations that the original never ran"),
         ("memory", 3, _memory, "associative memory: learned rules beside named ones"),
-        ("recovery", 10, _recovery, "known rules planted, and found again"),
+        ("recovery", 5, _recovery, "known rules planted, and found again"),
     ):
         command = _command(commands, name, text)
         command.set_defaults(make=make)
