@@ -179,6 +179,9 @@ def _drawing(task: str, rows: Sequence[_Row]) -> Drawing:
         panel.plot(finite, [place] * len(finite), "o", color="C0", alpha=0.4)
         if finite:
             panel.plot(fmean(finite), place, "|", color="black", markersize=16)
+        else:
+            middle = panel.get_yaxis_transform()
+            panel.text(0.5, place, "no run gave a number", transform=middle, va="center")
     panel.axvline(fmean(rows[0].values[0]), color="0.7", linewidth=0.8, zorder=0)
     panel.set_yticks(range(len(rows)), [row.name for row in rows])
     panel.invert_yaxis()
