@@ -71,6 +71,13 @@ _WITH_RESUME = {
     "--resume",
     "--threads",
 }
+# What selects among seeds: the first of these that a task measures, and which way is better.
+_MERITS = (
+    ("held_out_score", 1),
+    ("held_out_auroc", 1),
+    ("held_out_cosine", 1),
+    ("fresh_nmse", -1),
+)
 _EXIT_FAILED = 1
 _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130
@@ -383,7 +390,7 @@ def _trained_from_seeds(command: Command, arguments: list[str]) -> list[dict[str
 
 def _merit(summary: Mapping[str, Any]) -> float:
     """What selects among genomes: held-out lifetimes, never the data that is reported on."""
-    for name, sign in (("held_out_score", 1), ("held_out_auroc", 1), ("fresh_nmse", -1)):
+    for name, sign in _MERITS:
         if name in summary:
             merit = sign * float(summary[name])
             return -math.inf if math.isnan(merit) else merit

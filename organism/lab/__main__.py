@@ -7,13 +7,13 @@ rests on: asked again, it goes on where it was.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from organism.figures import to_json
 from organism.fused import set_threads
 from organism.genome import GenomeError, load
 from organism.lab import ablations, adaptation, atlas, costs, memory, recovery, tables
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lab: {error}", file=sys.stderr)
         return _EXIT_USAGE
     if options.json:
-        print(json.dumps({"report": str(path), **report.figures}))
+        print(to_json({"report": str(path), **report.figures}))
     else:
         print(plain(report), end="")
         print(path)
