@@ -20,8 +20,10 @@ from organism.lab import ablations, adaptation, atlas, costs, memory, recovery, 
 from organism.lab.anatomy import WORLDS
 from organism.lab.report import LabMissing, Report, command_line, plain
 from organism.lab.trials import run
+from organism.meta_train import TrainingError
 
 _MODULE = "organism.lab"
+_EXIT_FAILED = 1
 _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130
 _KEPT = "trials.jsonl"
@@ -29,7 +31,7 @@ _LEAST_SEEDS = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 done, 2 unusable arguments or files, 130 interrupted."""
+    """Run a command; 0 done, 1 failed, 2 unusable arguments or files, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
     options.out = options.out or Path("lab") / options.command
@@ -43,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, GenomeError, LabMissing, ValueError) as error:
         print(f"lab: {error}", file=sys.stderr)
         return _EXIT_USAGE
+    except TrainingError as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return _EXIT_FAILED
     if options.json:
         print(to_json({"report": str(path), **report.figures}))
     else:

@@ -21,7 +21,7 @@ from organism.encoder import encode
 from organism.genome import Genome
 from organism.portrait import Powers
 from organism.rules import CLAMPED, FREE, NAMED_RULES, Theta, at_phase, make_rule
-from organism.tasks.association import draw_pairs
+from organism.tasks.association import draw_pairs, shown
 from organism.tasks.projection import ProjectionConfig, ProjectionTask
 from organism.tasks.streams import StreamConfig, sample_stream
 
@@ -187,12 +187,7 @@ def _world(
             targets.expand(steps, -1, -1).to(like),
             falling,
         )
-    pairs = draw_pairs(steps, _LIVES, genome.config, rng)
-    ratios = [0.0, 1.0] if genome.config.rule.phases else [1.0]
-    keys, targets = (
-        part.repeat_interleave(len(ratios), 0).to(like) for part in (pairs.keys, pairs.targets)
-    )
-    return keys, targets, ratios * steps
+    return shown(genome, draw_pairs(steps, _LIVES, genome.config, rng))
 
 
 def coefficient(sample: Sample, powers: Powers, seed: int = 0) -> Fit:

@@ -47,7 +47,6 @@ _LEVELS_POST = (-2.0, -1.0, 0.0, 1.0, 2.0)
 _ACTIVITIES = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (1.0, -1.0), (2.0, 2.0))
 _POINTS = 61
 _SHOWN_POINTS = 3000
-_TERMS = 6
 _FITTED, _CHECKED = range(2)
 _CLAIMED_HEBBIAN, _CLAIMED_DECAY = 0.3, -0.1
 _SCORES: Mapping[World, str] = {
@@ -66,7 +65,7 @@ def report(genome: Genome, path: Path, world: World) -> Report:
         world: what it lives through; also the task that the symbolic form is tried on.
     """
     samples, checks = visited(genome, world, _FITTED), visited(genome, world, _CHECKED)
-    terms = {face: distilled(sample, _TERMS) for face, sample in samples.items()}
+    terms = {face: distilled(sample) for face, sample in samples.items()}
     fidelity = {
         face: r_squared(form(terms[face], check), check.delta) for face, check in checks.items()
     }

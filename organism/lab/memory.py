@@ -248,45 +248,7 @@ def report(results: Mapping[str, Result], seeds: Sequence[int]) -> Report:
     )
     parts: list[Any] = [
         *_capacity_parts(values, seeds),
-        _table(
-            "Overwriting: 48 pairs, 24 of the keys then given new targets",
-            {
-                f"{what}, {schedule}": ("overwrite", schedule, what)
-                for schedule in (f"{a}+{b}" for a, b in SCHEDULES)
-                for what in ("updated", "untouched", "updated_bits", "untouched_bits")
-            },
-            values,
-            "5+1: five passes over all, then one over the updated. Success: of all 72 targets ever "
-            "shown the answer is nearest to the latest of its key. Bits: share of right signs.",
-        ),
-        _table(
-            "A long life: cosine of the last pairs, each shown once",
-            {
-                f"{n:,} pairs, last {k}": ("lifetime", str(n), str(k))
-                for n in LENGTHS
-                for k in LASTS
-            },
-            values,
-            "The pseudo-inverse is given the last 64 alone.",
-        ),
-        _table(
-            f"Transfer: the same numbers in a cortex of {WIDE} × {WIDE}, cosine",
-            {
-                f"{n} pairs in {width}": (protocol, case, "cosine")
-                for n, width, protocol, case in (
-                    (16, 64, "capacity", "16x1"),
-                    (WIDE // 4, WIDE, "transfer", str(WIDE // 4)),
-                    (32, 64, "capacity", "32x1"),
-                    (WIDE // 2, WIDE, "transfer", str(WIDE // 2)),
-                )
-            },
-            values,
-        ),
-        _table(
-            "Completion: half the entries of the cue erased, cosine",
-            {f"{n} pairs": ("completion", str(n), "cosine") for n in COUNTS[:3]},
-            values,
-        ),
+        *_protocol_tables(values),
     ]
     chosen = "; ".join(f"{name} seed {s}" for name, s in best.items())
     used = (
@@ -329,6 +291,51 @@ def _capacity_parts(values: Values, seeds: Sequence[int]) -> list[Table | Drawin
         for passes in PASSES
     ]
     return [drawing, *tables]
+
+
+def _protocol_tables(values: Values) -> list[Table]:
+    """Overwriting, a long life, transfer and completion."""
+    return [
+        _table(
+            "Overwriting: 48 pairs, 24 of the keys then given new targets",
+            {
+                f"{what}, {schedule}": ("overwrite", schedule, what)
+                for schedule in (f"{a}+{b}" for a, b in SCHEDULES)
+                for what in ("updated", "untouched", "updated_bits", "untouched_bits")
+            },
+            values,
+            "5+1: five passes over all, then one over the updated. Success: of all 72 targets ever "
+            "shown the answer is nearest to the latest of its key. Bits: share of right signs.",
+        ),
+        _table(
+            "A long life: cosine of the last pairs, each shown once",
+            {
+                f"{n:,} pairs, last {k}": ("lifetime", str(n), str(k))
+                for n in LENGTHS
+                for k in LASTS
+            },
+            values,
+            "The pseudo-inverse is given the last 64 alone.",
+        ),
+        _table(
+            f"Transfer: the same numbers in a cortex of {WIDE} × {WIDE}, cosine",
+            {
+                f"{n} pairs in {width}": (protocol, case, "cosine")
+                for n, width, protocol, case in (
+                    (16, 64, "capacity", "16x1"),
+                    (WIDE // 4, WIDE, "transfer", str(WIDE // 4)),
+                    (32, 64, "capacity", "32x1"),
+                    (WIDE // 2, WIDE, "transfer", str(WIDE // 2)),
+                )
+            },
+            values,
+        ),
+        _table(
+            "Completion: half the entries of the cue erased, cosine",
+            {f"{n} pairs": ("completion", str(n), "cosine") for n in COUNTS[:3]},
+            values,
+        ),
+    ]
 
 
 def _table(

@@ -135,6 +135,9 @@ def plain(report: Report) -> str:
             for row in part.rows:
                 grid.add_row(*row)
             console.print(grid)
+            console.print(part.note, markup=False)
+        elif isinstance(part, str):
+            console.print(part, markup=False)
     written = console.file
     assert isinstance(written, io.StringIO)
     return written.getvalue()

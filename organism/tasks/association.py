@@ -87,13 +87,21 @@ def draw_targets(shape: tuple[int, ...], rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(rng.choice(np.array([-1, 1], np.float32), shape))
 
 
-def store(genome: Genome, state: CortexState, pairs: Pairs, passes: int = 1) -> CortexState:
-    """Show pairs in their order, as often as asked, and return the cortices after it."""
+def shown(genome: Genome, pairs: Pairs, passes: int = 1) -> tuple[Tensor, Tensor, list[float]]:
+    """Lay out how pairs are shown, in their order: inputs and targets of each step, and ρ."""
     like = genome.theta["log_alpha"]
-    phases = (0.0, 1.0) if genome.config.rule.phases else (1.0,)
-    keys = pairs.keys.to(like).repeat_interleave(len(phases), 0).repeat(passes, 1, 1)
-    targets = pairs.targets.to(like).repeat_interleave(len(phases), 0).repeat(passes, 1, 1)
-    return live(genome, keys, state, targets, phases * (len(pairs) * passes)).state
+    phases = [0.0, 1.0] if genome.config.rule.phases else [1.0]
+    keys, targets = (
+        part.to(like).repeat_interleave(len(phases), 0).repeat(passes, 1, 1)
+        for part in (pairs.keys, pairs.targets)
+    )
+    return keys, targets, phases * (len(pairs) * passes)
+
+
+def store(genome: Genome, state: CortexState, pairs: Pairs, passes: int = 1) -> CortexState:
+    """Show pairs, as often as asked, and return the cortices after it."""
+    keys, targets, ratios = shown(genome, pairs, passes)
+    return live(genome, keys, state, targets, ratios).state
 
 
 def answer(genome: Genome, state: CortexState, keys: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def test_figures_lie_beside_it(tmp_path: Path) -> None:
 
 
 def test_a_terminal_sees_tables(tmp_path: Path) -> None:
-    """Title, summary and tables."""
+    """Title, summary, tables with their notes, and paragraphs."""
     shown = plain(_report())
-    for told in ("A title", "What was <found>.", "A table", "a & b", "0.5"):
+    for told in ("A title", "What was <found>.", "A table", "a & b", "0.5", "A note.", "A word."):
         assert told in shown
