@@ -15,7 +15,7 @@ from torch import Tensor
 
 from organism.config import RuleConfig
 from organism.genome import Genome
-from organism.rules import make_rule
+from organism.rules import Powers, make_rule
 
 # Inputs that are scaled are of order one; those that are not, of this order (see organism.rules).
 _UNSCALED = 0.3
@@ -24,8 +24,6 @@ _POINTS = 25
 _W_LEVELS = (-1.0, 0.0, 1.0)
 _HIGHEST_DEGREE = 3
 _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
-
-Powers = tuple[int, int, int]
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,10 @@ CLAMPED, FREE = 1.0, -1.0
 
 _RMS_FLOOR = 1e-12
 
-NAMED_RULES: dict[str, dict[tuple[int, int, int], float]] = {
+Powers = tuple[int, int, int]
+"""Powers of pre, post and w: one product of a polynomial."""
+
+NAMED_RULES: dict[str, dict[Powers, float]] = {
     "hebb": {(1, 1, 0): 1.0},  # Hebb 1949: pre·post
     "anti_hebb": {(1, 1, 0): -1.0},  # Földiák 1990: −pre·post
     # Only what drives a column strongly is unlearned, so that few columns hold each memory:
@@ -178,12 +181,20 @@ class PolynomialRule:
         """
         if name not in NAMED_RULES:
             raise ValueError(f"no rule named {name!r}; known: {', '.join(NAMED_RULES)}")
+        return self.coefficients(NAMED_RULES[name])
+
+    def coefficients(self, terms: Mapping[Powers, float]) -> Tensor:
+        """Lay terms out as this family's coefficients; a product that is not named has 0.
+
+        Raises:
+            ValueError: a term of a power that this family does not have.
+        """
         coefficients = torch.zeros(self.shape)
-        for (a, b, m), value in NAMED_RULES[name].items():
+        for (a, b, m), value in terms.items():
             if a > self.pre_exponent or b > self.post_exponent or m > self.weight_exponent:
                 raise ValueError(
-                    f"rule {name!r} needs pre^{a}·post^{b}·w^{m}, above the exponents "
-                    f"{self.pre_exponent}, {self.post_exponent}, {self.weight_exponent}: raise them"
+                    f"pre^{a}·post^{b}·w^{m} is above the exponents {self.pre_exponent}, "
+                    f"{self.post_exponent}, {self.weight_exponent}: raise them"
                 )
             coefficients[a, b, m] = value
         return coefficients
@@ -227,6 +238,11 @@ def make_rule(config: RuleConfig) -> Rule:
     """Return the rule family that a configuration names."""
     if config.family == "mlp":
         return MLPRule(config.hidden, config.initialisation, config.phases)
+    return polynomial_rule(config)
+
+
+def polynomial_rule(config: RuleConfig) -> PolynomialRule:
+    """Return the polynomial of a configuration's exponents, whichever family it names."""
     return PolynomialRule(
         config.pre_exponent,
         config.post_exponent,

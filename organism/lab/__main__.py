@@ -62,7 +62,7 @@ def _tables(options: argparse.Namespace) -> Report:
     rate = adaptation.best_rate(tuned)
     results = tuned | run(adaptation.trials(options.seeds, rate), kept, options.processes)
     others = [adaptation.table(results, options.seeds, rate), costs.table()]
-    return tables.report(results, options.seeds, others)
+    return tables.report(results, options.seeds, others, adaptation.TUNING_SEEDS)
 
 
 def _ablations(options: argparse.Namespace) -> Report:

@@ -24,8 +24,10 @@ from organism.meta_train import Run
 from organism.presets import MetaTrainConfig
 from organism.tasks.projection import ProjectionTask
 
+TUNING_SEEDS = (1000, 1001, 1002)
+"""What the rate of gradient descent is tuned on, and nothing is reported from."""
+
 _RATES = tuple(2.0**k for k in range(-4, 5))
-_TUNING_SEEDS = (1000, 1001, 1002)
 _PAIRS = 16
 _STEPS = 5
 _MOST_STEPS = 1000
@@ -114,7 +116,7 @@ def tuning() -> list[Trial]:
     arguments = {"settings": changed("original", {})}
     return [
         Trial(f"rates of descent, seed {seed}", tried, {**arguments, "seed": seed})
-        for seed in _TUNING_SEEDS
+        for seed in TUNING_SEEDS
     ]
 
 
@@ -163,6 +165,6 @@ def table(results: Mapping[str, Result], seeds: int, rate: float) -> Table:
         f"Verdict: {'holds' if slow else 'fails'}. A pair asks for one linear map, which a step of "
         "descent of the right size nearly is. All learn the same pairs from the same W; "
         "gradient descent sees the target at every step, at a rate tuned on seeds "
-        f"{', '.join(map(str, _TUNING_SEEDS))}. With "
+        f"{', '.join(map(str, TUNING_SEEDS))}. With "
         "Adam's default rate, which nobody would choose here, it is slow.",
     )

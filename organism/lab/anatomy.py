@@ -19,10 +19,9 @@ from torch import Tensor
 from organism.cortex import newborn, step
 from organism.encoder import encode
 from organism.genome import Genome
-from organism.portrait import Powers
-from organism.rules import CLAMPED, FREE, NAMED_RULES, Theta, at_phase, make_rule
+from organism.rules import CLAMPED, FREE, NAMED_RULES, Powers, Theta, at_phase, make_rule
 from organism.tasks.association import draw_pairs, shown
-from organism.tasks.projection import ProjectionConfig, ProjectionTask
+from organism.tasks.projection import ProjectionConfig, ProjectionTask, falling
 from organism.tasks.streams import StreamConfig, sample_stream
 
 World = Literal["familiarity", "projection", "association"]
@@ -181,11 +180,10 @@ def _world(
         return vectors.view(_LIVES, steps, -1).transpose(0, 1).to(like), None, [0.0] * steps
     if world == "projection":
         cues, targets = ProjectionTask(ProjectionConfig(), genome.config, seed).fresh
-        falling = [1 - t / (steps - 1) for t in range(steps)]
         return (
             cues.expand(steps, -1, -1).to(like),
             targets.expand(steps, -1, -1).to(like),
-            falling,
+            falling(steps),
         )
     return shown(genome, draw_pairs(steps, _LIVES, genome.config, rng))
 

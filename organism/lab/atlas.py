@@ -34,9 +34,9 @@ from organism.lab.anatomy import (
 )
 from organism.lab.drawing import new_figure
 from organism.lab.report import Drawing, Report, Table
-from organism.portrait import Powers, name_of
+from organism.portrait import name_of
 from organism.presets import PRESETS
-from organism.rules import Theta
+from organism.rules import Powers, Theta, polynomial_rule
 from organism.tasks.association import AssociationTask
 from organism.tasks.familiarity import FamiliarityTask
 from organism.tasks.projection import ProjectionTask
@@ -115,12 +115,8 @@ def symbolic_genome(genome: Genome, terms: Mapping[str, Mapping[Powers, float]])
         "weight_exponent": highest[2],
     }
     rule = config.model_copy(update=changes)
-    shape = [rule.pre_exponent + 1, rule.post_exponent + 1, rule.weight_exponent + 1]
-    faced = {}
-    for face, found in terms.items():
-        faced[face] = torch.zeros(shape)
-        for powers, value in found.items():
-            faced[face][powers] = value
+    polynomial = polynomial_rule(rule)
+    faced = {face: polynomial.coefficients(found) for face, found in terms.items()}
     theta = {n: t for n, t in genome.theta.items() if not n.startswith("rule.")}
     if config.phases:
         clamped, free = faced["clamped"], faced["free"]

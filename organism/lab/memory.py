@@ -14,7 +14,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from organism.config import GenomeConfig
 from organism.genome import Genome, new_genome
@@ -32,6 +31,7 @@ from organism.lab.report import Drawing, Report, Table, spread
 from organism.lab.trials import Result, Trial
 from organism.meta_train import Run
 from organism.presets import PRESETS, Preset
+from organism.rules import Powers, polynomial_rule
 from organism.tasks.association import AssociationTask
 
 CEILING = "pseudo-inverse"
@@ -41,7 +41,6 @@ _TUNED_LIFETIMES = 48
 _RATES = tuple(round(0.05 * 2 ** (k / 2), 4) for k in range(13))
 _DECAYS = (0.001, 0.003, 0.01, 0.03, 0.1)
 
-Powers = tuple[int, int, int]
 Coefficients = Mapping[Powers, float]
 
 # As sums over phases, and what changes sign with the phase: a rule is the first plus ± the second.
@@ -77,18 +76,11 @@ def named_rule(name: str, rate: float, decay: float = 0.0) -> Genome:
     rule = base.rule.model_copy(update=changes)
     genome = new_genome(base.model_copy(update={"rule": rule}))
     theta = dict(genome.theta)
-    shape = theta["rule.coefficients"].shape
-    theta["rule.coefficients"] = _filled(shape, whole)
+    polynomial = polynomial_rule(rule)
+    theta["rule.coefficients"] = polynomial.coefficients(whole)
     if of_phase:
-        theta["rule.phase_coefficients"] = _filled(shape, of_phase)
+        theta["rule.phase_coefficients"] = polynomial.coefficients(of_phase)
     return replace(genome, theta=theta | {"log_alpha": torch.tensor(math.log(rate))})
-
-
-def _filled(shape: torch.Size, values: Coefficients) -> Tensor:
-    coefficients = torch.zeros(shape)
-    for powers, value in values.items():
-        coefficients[powers] = value
-    return coefficients
 
 
 def grown(preset: Preset, phases: bool, seed: int) -> Result:

@@ -23,7 +23,7 @@ from organism.lab.drawing import new_figure
 from organism.lab.report import Drawing, Report, Table, spread
 from organism.lab.trials import Result, Trial
 from organism.portrait import name_of
-from organism.rules import NAMED_RULES
+from organism.rules import NAMED_RULES, Powers, polynomial_rule
 
 TEACHERS = ("oja", "bcm", "sparse")
 Family = Literal["polynomial", "mlp"]
@@ -86,19 +86,15 @@ def recovered(teacher: str, family: Family, seed: int) -> Result:
 def _plant(teacher: str, seed: int) -> Genome:
     """The teacher as a genome; the sparse one is drawn, and again until it is tame."""
     base = _imitator("polynomial", seed)
-    coefficients = torch.zeros_like(base.theta["rule.coefficients"])
     if teacher != "sparse":
-        for powers, value in NAMED_RULES[teacher].items():
-            coefficients[powers] = value
-        return _with_rule(base, coefficients)
+        return _with_rule(base, NAMED_RULES[teacher])
     rng = np.random.default_rng([seed, _PLANT])
     every = [*product(*(range(exponent + 1) for exponent in _EXPONENTS))]
     while True:
-        coefficients = torch.zeros_like(coefficients)
-        for place in rng.choice(len(every), _PLANTED, replace=False):
-            size = rng.uniform(*_LARGEST_COEFFICIENTS) * rng.choice((-1, 1))
-            coefficients[every[place]] = size
-        planted = _with_rule(base, coefficients)
+        places = rng.choice(len(every), _PLANTED, replace=False)
+        sizes = [rng.uniform(*_LARGEST_COEFFICIENTS) * rng.choice((-1, 1)) for _ in places]
+        terms = {every[place]: size for place, size in zip(places, sizes, strict=True)}
+        planted = _with_rule(base, terms)
         with torch.no_grad():
             w, _ = _trajectory(planted, _inputs(seed, _TRAINING))
         if float(w.abs().max()) * _CORTEX.d_in**0.5 < _BOUND:
@@ -126,7 +122,8 @@ def _imitator(family: Family, seed: int) -> Genome:
     return replace(genome, theta=theta)
 
 
-def _with_rule(genome: Genome, coefficients: Tensor) -> Genome:
+def _with_rule(genome: Genome, terms: Mapping[Powers, float]) -> Genome:
+    coefficients = polynomial_rule(genome.config.rule).coefficients(terms).double()
     return replace(genome, theta={**genome.theta, "rule.coefficients": coefficients})
 
 

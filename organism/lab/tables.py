@@ -149,13 +149,16 @@ def _figures(
     return _Figures(**columns, zero_mse=fmean(z for z in zero if z < math.inf), failures=failures)
 
 
-def report(results: Mapping[str, Result], seeds: int, others: Sequence[Table]) -> Report:
+def report(
+    results: Mapping[str, Result], seeds: int, others: Sequence[Table], tuned_on: Sequence[int]
+) -> Report:
     """Lay the findings out.
 
     Args:
         results: of all trials, by name.
         seeds: how many, from 0.
         others: tables of what is measured elsewhere, to come after these.
+        tuned_on: seeds that something in those was tuned on.
     """
     full = _figures(results, "original", "full model", seeds, EPISODES[-1])
     literal = _figures(results, "original-literal", "full model", seeds, EPISODES[-1])
@@ -175,8 +178,8 @@ def report(results: Mapping[str, Result], seeds: int, others: Sequence[Table]) -
         f"{where}_nmse": fmean(values)
         for where, values in (("bank", full.bank_nmse), ("fresh", full.fresh_nmse))
     }
-    title, used = "The original's tables, measured", f"0 to {seeds - 1}"
-    return Report(title, summary, used, parts, figures)
+    used = f"0 to {seeds - 1}; gradient descent tuned on {', '.join(map(str, tuned_on))}"
+    return Report("The original's tables, measured", summary, used, parts, figures)
 
 
 _HEAD = (

@@ -45,6 +45,11 @@ class ProjectionConfig(Settings):
     )
 
 
+def falling(steps: int) -> list[float]:
+    """ρ of each step of a lifetime, from the teacher's 1 to 0 [D26 §5.2]; 1 for a single step."""
+    return [1 - t / max(steps - 1, 1) for t in range(steps)]
+
+
 class ProjectionTask:
     """A bank of (cue, target) pairs; target = tanh(P·e) with P at the scale of torch's Linear.
 
@@ -107,8 +112,7 @@ class ProjectionTask:
             memories: fields of the state to start from that are not a newborn's.
         """
         steps = self._config.inner_steps
-        falling = [1 - t / max(steps - 1, 1) for t in range(steps)]
-        ratios = falling if self._config.teacher_forcing else [0.0] * steps
+        ratios = falling(steps) if self._config.teacher_forcing else [0.0] * steps
         start = replace(newborn(genome, len(cues)), **memories)
         return live(genome, cues.expand(steps, -1, -1), start, targets, ratios).state
 

@@ -26,8 +26,8 @@ from organism.lab.anatomy import (
 )
 from organism.lab.atlas import symbolic_genome
 from organism.lab.memory import named_rule
-from organism.portrait import Powers
 from organism.presets import PRESETS
+from organism.rules import Powers
 from tests.conftest import recruiting_config, small_config
 
 
