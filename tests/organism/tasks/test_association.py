@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from organism.cortex import newborn
+from organism.cortex import CortexState, newborn
 from organism.genome import Genome, new_genome
 from organism.presets import PRESETS
+from organism.tasks import association
 from organism.tasks.association import (
     AssociationConfig,
+    AssociationTask,
+    Pairs,
     answer,
     bit_error,
     cosine,
@@ -84,8 +87,30 @@ def test_answers_are_scored_by_direction_and_by_sign() -> None:
         assert float(bit_error(torch.tensor(answers), targets)) == pytest.approx(wrong)
 
 
-@pytest.mark.parametrize("kinds", [(0.5, 0.5, 0.5), (-1.0, 1.0, 1.0)])
-def test_chances_that_are_none_are_refused(kinds: tuple[float, float, float]) -> None:
+@pytest.mark.parametrize("weights", [(0.5, 0.5, 0.5), (-1.0, 1.0, 1.0)])
+def test_weights_that_are_none_are_refused(weights: tuple[float, float, float]) -> None:
     """They must sum to one, none below zero."""
     with pytest.raises(ValueError, match="sum to 1"):
-        AssociationConfig(kinds=kinds)
+        AssociationConfig(weights=weights)
+
+
+def test_no_lifetime_is_longer_than_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Presentations of a lifetime, passes and all, whatever its kind."""
+    shown_at_once: list[int] = []
+
+    def counted(genome: Genome, state: CortexState, pairs: Pairs, passes: int = 1) -> CortexState:
+        shown_at_once.append(len(pairs) * passes)
+        return state
+
+    monkeypatch.setattr(association, "store", counted)
+    config = PRESETS["association"].genome
+    genome = new_genome(config)
+    for longest in (24, 64):
+        for weights in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)):
+            settings = AssociationConfig(batch=1, longest=longest, weights=weights)
+            task, most = AssociationTask(settings, config, 0), 0
+            for index in range(100):
+                shown_at_once.clear()
+                task.outer_step(genome, task.begin(), index)
+                most = max(most, sum(shown_at_once))
+            assert longest - 6 < most <= longest

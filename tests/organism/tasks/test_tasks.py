@@ -61,7 +61,7 @@ def association(seed: int = 0) -> tuple[Task, Genome]:
     config = PRESETS["association"].genome
     cortex = config.cortex.model_copy(update={"d_in": 8, "d_hidden": 6})
     config = config.model_copy(update={"cortex": cortex})
-    settings = AssociationConfig(batch=2, longest=12, held_out_lifetimes=3)
+    settings = AssociationConfig(batch=2, longest=24, held_out_lifetimes=3)
     return AssociationTask(settings, config, seed), new_genome(config, seed)
 
 
