@@ -41,5 +41,6 @@ if __name__ == "__main__":
         lifespan="off",
         log_level="error",
         http="httptools",
+        ws="websockets-sansio",
         **SERVING,
     )

@@ -26,7 +26,7 @@ from server.engine import Engine, Stopped
 from server.learner import warm_up
 from server.life import Life
 from server.metrics import Metrics
-from server.patience import listen, patient
+from server.patience import PatientSocket, listen, patient
 from server.settings import ServerSettings, SettingsError, load_settings
 from server.storage.journal import JournalDamaged
 from server.storage.statedir import StateDirError
@@ -35,7 +35,6 @@ from server.waking import choose
 SERVING: dict[str, Any] = {
     "loop": "asyncio",
     "proxy_headers": False,
-    "ws": "websockets-sansio",
     "ws_per_message_deflate": False,
     # While the window is full nothing is read, pongs included: no client dies of its own backlog.
     "ws_ping_timeout": None,
@@ -147,6 +146,7 @@ class _Server(uvicorn.Server):
                 host=settings.host,
                 port=settings.port,
                 http=patient(settings, metrics),
+                ws=PatientSocket,
                 ws_max_size=settings.body_limit_bytes,
                 timeout_graceful_shutdown=settings.stop_timeout_s,
                 **SERVING,

@@ -87,8 +87,14 @@ class Door:
             await send(message)
 
         refusal = self._refusal(scope, marks)
+        if refusal is not None and scope["type"] == "websocket":
+            # What is closed before it was accepted is answered with 403, and no word.
+            self._refused(scope, 403, request_id)
+            reason = refusal.title.lower()
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": reason})
+            return
         if refusal is not None:
-            await _refuse(refusal, scope, receive, send_with_id, request_id)
+            await errors.problem_response(refusal, request_id)(scope, receive, send_with_id)
             return
         try:
             await self._app(scope, receive, send_with_id)
@@ -152,13 +158,3 @@ def _marks(scope: Scope) -> _Marks:
     if not request_id or not _REQUEST_ID.fullmatch(request_id):
         request_id = f"{_PROCESS_ID}-{next(_request_numbers):x}"
     return _Marks(request_id, key, host, origin)
-
-
-async def _refuse(
-    problem: Problem, scope: Scope, receive: Receive, send: Send, request_id: str
-) -> None:
-    if scope["type"] == "websocket":
-        reason = problem.title.lower()
-        await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": reason})
-    else:
-        await errors.problem_response(problem, request_id)(scope, receive, send)

@@ -15,6 +15,7 @@ from typing import Any
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
 
 from server import errors
 from server.errors import Problem
@@ -25,6 +26,9 @@ _HEAD_LIMIT_BYTES = 1 << 16
 # Parsed at a time: a few bytes of a request become kilobytes of objects.
 _PARSED_BYTES = 1 << 14
 _NOTHING = memoryview(b"")
+# Frames that one message may come in: even empty ones take memory until it is whole.
+_MOST_FRAGMENTS = 4096
+_MESSAGE_TOO_BIG = 1009
 
 _log = logging.getLogger("organism.patience")
 
@@ -181,6 +185,25 @@ class _Patient(HttpToolsProtocol):
         """Whether an earlier request than the one that comes in is still to be answered."""
         answered = self.cycle is None or self.cycle.response_complete
         return bool(self.pipeline) or (self._in_head and not answered)
+
+
+class PatientSocket(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket, which takes no message in pieces without end, and reads no text."""
+
+    def handle_cont(self, event: Frame) -> None:
+        """Take one more piece of a message."""
+        if len(self.frames) < _MOST_FRAGMENTS:
+            super().handle_cont(event)
+            return
+        self.frames = []
+        self.conn.fail(_MESSAGE_TOO_BIG, f"a message in more than {_MOST_FRAGMENTS} frames")
+        self.handle_parser_exception()
+
+    def send_receive_event_to_app(self) -> None:
+        """Pass a message on; the text of one is none of the application's, which refuses it."""
+        if self.curr_msg_data_type == "text":
+            self.frames = [b""]
+        super().send_receive_event_to_app()
 
 
 def patient(settings: ServerSettings, metrics: Metrics) -> type[HttpToolsProtocol]:

@@ -166,6 +166,17 @@ class Daemon:
         answer: dict[str, object] = self.client.get("/status").json()
         return answer
 
+    def metric(self, series: str) -> float:
+        """One series of the metrics, by its name and labels; 0 where it is not there yet."""
+        for line in self.client.get("/metrics").text.splitlines():
+            if line.startswith(f"{series} "):
+                return float(line.split()[-1])
+        return 0.0
+
+    def refused(self, status: int) -> float:
+        """How many requests it has refused with a status."""
+        return self.metric(f'organism_requests_refused_total{{status="{status}"}}')
+
     def ready(self) -> bool:
         """Whether it takes messages."""
         try:

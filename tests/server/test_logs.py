@@ -64,24 +64,24 @@ def test_refusals_do_not_flood_the_log(tmp_path: Path, genome_path: Path) -> Non
         for _ in range(50):
             assert daemon.client.post("/ingest", content=b"", headers=OCTETS).status_code == 400
         assert len(daemon.log.read_text()) == before
-        assert value(daemon, 'organism_requests_refused_total{status="400"}') == 50
-        assert value(daemon, 'organism_requests_refused_total{status="413"}') == 0
+        assert daemon.refused(400) == 50
+        assert daemon.refused(413) == 0
 
 
 def test_metrics_of_what_is_kept(tmp_path: Path, genome_path: Path) -> None:
     """Syncs and their time, the journal, the last snapshot, and how far a recovery is."""
     with Daemon(tmp_path / "state", genome_path) as daemon:
-        assert value(daemon, "organism_snapshot_last_success_timestamp_seconds") == 0
+        assert daemon.metric("organism_snapshot_last_success_timestamp_seconds") == 0
         for _ in range(3):
             daemon.ingest(b"a line\n")
         name = "organism_journal_fsync_duration_seconds"
-        assert value(daemon, f"{name}_count") == 3
-        assert 0 < value(daemon, f"{name}_sum") < 3
-        assert value(daemon, "organism_journal_offset_bytes") == 21
-        assert value(daemon, "organism_journal_size_bytes") > 21
-        assert value(daemon, "organism_recovery_progress_ratio") == 1
+        assert daemon.metric(f"{name}_count") == 3
+        assert 0 < daemon.metric(f"{name}_sum") < 3
+        assert daemon.metric("organism_journal_offset_bytes") == 21
+        assert daemon.metric("organism_journal_size_bytes") > 21
+        assert daemon.metric("organism_recovery_progress_ratio") == 1
         assert daemon.client.post("/snapshots").json()["offset"] == 21
-        assert value(daemon, "organism_snapshot_last_success_timestamp_seconds") > 1.7e9
+        assert daemon.metric("organism_snapshot_last_success_timestamp_seconds") > 1.7e9
 
 
 @pytest.mark.parametrize(("setting", "status"), [("false", 401), ("true", 200)])
@@ -93,11 +93,3 @@ def test_metrics_are_open_by_setting(
     with Daemon(tmp_path / "state", genome_path, settings) as daemon:
         assert daemon.client.get("/metrics").status_code == status
         assert daemon.client.get("/status").status_code == 401
-
-
-def value(daemon: Daemon, series: str) -> float:
-    """One series of the metrics."""
-    text = daemon.client.get("/metrics").text
-    return float(
-        next(line for line in text.splitlines() if line.startswith(f"{series} ")).split()[-1]
-    )

@@ -127,16 +127,6 @@ def outlast(daemon: Daemon, times: int = 2) -> None:
             assert only_reply(to_the_end(silent)).status == 408
 
 
-def refused(daemon: Daemon, status: int) -> float:
-    """How many requests have been refused with a status."""
-    found = re.search(
-        rf'organism_requests_refused_total{{status="{status}"}} (\S+)',
-        daemon.client.get("/metrics").text,
-    )
-    assert found
-    return float(found[1])
-
-
 def test_a_connection_that_says_nothing_is_ended(hasty: Daemon) -> None:
     """It takes a place."""
     outlast(hasty, 1)
@@ -168,7 +158,7 @@ def test_a_connection_that_says_nothing_is_ended(hasty: Daemon) -> None:
 @pytest.mark.parametrize("earlier", [0, 1], ids=["first", "second"])
 def test_a_slow_request_is_ended(hasty: Daemon, before: bytes, part: bytes, earlier: int) -> None:
     """By 408 when its time is over, be it the first of its connection or not; others are served."""
-    state, count = hasty.status(), refused(hasty, 408)
+    state, count = hasty.status(), hasty.refused(408)
     with connect(hasty) as connection:
         for _ in range(earlier):
             connection.sendall(GET + b"\r\n")
@@ -181,7 +171,7 @@ def test_a_slow_request_is_ended(hasty: Daemon, before: bytes, part: bytes, earl
     assert reply.problem["type"] == "urn:organism:problem:too-slow"
     assert f"{TIMEOUT_S:g} s" in str(reply.problem["detail"])
     assert TIMEOUT_S * 0.9 <= took_s < TIMEOUT_S + SLACK_S
-    assert refused(hasty, 408) == count + 1
+    assert hasty.refused(408) == count + 1
     assert hasty.status() == state
 
 
@@ -198,7 +188,7 @@ def test_a_slow_request_is_ended(hasty: Daemon, before: bytes, part: bytes, earl
 )
 def test_a_head_without_end_is_refused(hasty: Daemon, before: bytes, part: bytes) -> None:
     """431 after some kilobytes, however fast they come."""
-    count, sent = refused(hasty, 431), 0
+    count, sent = hasty.refused(431), 0
     with connect(hasty) as connection:
         connection.sendall(before)
         while not select.select([connection], [], [], 0)[0]:
@@ -212,7 +202,7 @@ def test_a_head_without_end_is_refused(hasty: Daemon, before: bytes, part: bytes
     assert reply.status == 431
     assert reply.problem["type"] == "urn:organism:problem:head-too-large"
     assert reply.problem["limit_bytes"] == 1 << 16
-    assert refused(hasty, 431) == count + 1
+    assert hasty.refused(431) == count + 1
 
 
 @pytest.mark.parametrize(
@@ -232,7 +222,7 @@ def test_a_head_without_end_is_refused(hasty: Daemon, before: bytes, part: bytes
 @pytest.mark.parametrize("earlier", [0, 1], ids=["first", "second"])
 def test_what_is_not_http_is_refused(hasty: Daemon, garbage: bytes, earlier: int) -> None:
     """400, at once, and nothing is learned; behind a request that was answered, too."""
-    state, count = hasty.status(), refused(hasty, 400)
+    state, count = hasty.status(), hasty.refused(400)
     with connect(hasty) as connection:
         for _ in range(earlier):
             connection.sendall(GET + b"\r\n")
@@ -241,7 +231,7 @@ def test_what_is_not_http_is_refused(hasty: Daemon, garbage: bytes, earlier: int
         reply = only_reply(to_the_end(connection))
     assert reply.status == 400
     assert reply.problem["type"] == "urn:organism:problem:malformed-request"
-    assert refused(hasty, 400) == count + 1
+    assert hasty.refused(400) == count + 1
     assert hasty.status() == state
 
 
@@ -362,7 +352,7 @@ def test_too_many_connections_are_refused(hasty: Daemon) -> None:
         with connect(hasty) as following:
             following.sendall(GET + b"\r\n")
             assert b" 200 " in one_reply(following)
-    assert refused(hasty, 503) >= 1
+    assert hasty.refused(503) >= 1
 
 
 def test_a_client_that_may_wait_is_not_ended(hasty: Daemon) -> None:

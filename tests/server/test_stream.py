@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -102,6 +103,31 @@ def test_refused_frames_close_the_socket_and_change_nothing(
         assert daemon.status() == before
 
 
+def test_a_message_in_pieces_without_end_is_refused(daemon: Daemon) -> None:
+    """Many pieces make one message; too many, even of no bytes, close with 1009 at once."""
+    start = int(str(daemon.status()["offset"]))
+    with socket(daemon) as ws:
+        ws.send([b"in ", *[b""] * 1000, b"pieces\n"])
+        assert acknowledged(ws, start + 10)[-1] == start + 10
+        with pytest.raises(ConnectionClosed) as caught:
+            ws.send(itertools.repeat(b""))
+        assert caught.value.rcvd is not None
+        assert caught.value.rcvd.code == 1009
+    assert daemon.status()["offset"] == start + 10
+
+
+def test_text_that_is_none_is_refused_as_text(daemon: Daemon) -> None:
+    """Bytes that are not UTF-8 in a frame of text close with 1003, and are not traced."""
+    with socket(daemon) as ws:
+        with ws.send_context():
+            ws.protocol.send_text(b"\xff\xfe")
+        with pytest.raises(ConnectionClosed) as caught:
+            ws.recv(timeout=30)
+        assert caught.value.rcvd is not None
+        assert caught.value.rcvd.code == 1003
+    assert "Traceback" not in daemon.log.read_text()
+
+
 def test_what_came_before_a_refused_frame_is_acknowledged(daemon: Daemon) -> None:
     """A writer knows how far it got."""
     before = int(str(daemon.status()["offset"]))
@@ -160,9 +186,11 @@ def test_the_socket_asks_for_the_key(tmp_path: Path, genome_path: Path) -> None:
     "headers", [{"Origin": "https://evil.example"}, {"Host": "evil.example"}], ids=str
 )
 def test_the_socket_is_closed_to_other_sites(daemon: Daemon, headers: dict[str, str]) -> None:
-    """Refused before it opens; a page of the daemon's own may open it."""
+    """Refused before it opens, and counted; a page of the daemon's own may open it."""
+    before = daemon.refused(403)
     with pytest.raises(Exception, match="HTTP 403"):
         socket(daemon, additional_headers=headers)
+    assert daemon.refused(403) == before + 1
     own = {"Origin": f"http://127.0.0.1:{daemon.port}"}
     with socket(daemon, additional_headers=own) as ws:
         ws.send(b"from our own page\n")
