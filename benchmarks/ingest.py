@@ -8,7 +8,8 @@ engine_fraction: lines learned a second over HTTP, 64 KiB messages on four conne
 engine called in this process. vw_ratio: the same against the examples a second that Vowpal Wabbit's
 daemon learns from the same lines, as words, in one stream. http_bare_fraction: requests a second,
 128-byte messages on 16 connections, against a bare ASGI app. ws_bare_fraction: frames a second, 128
-bytes, 64 in flight, against a bare echo.
+bytes, 64 in flight, against a bare echo. Beside them stands what the disk alone allows: messages a
+second where as many as can be in flight are appended and synced, and nothing else is done.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from organism.tasks.streams import StreamConfig, sample_stream
 from server.engine import Engine
 from server.metrics import Metrics
 from server.settings import ServerSettings
+from server.storage.disk import Disk
 
 _LINES = 20_000
 _MESSAGE_BYTES = 1 << 16
@@ -98,6 +100,22 @@ def engine_lines(engine: Engine, messages: Sequence[bytes]) -> float:
     return learned / elapsed
 
 
+def synced(messages: Sequence[bytes], group: int) -> float:
+    """Messages a second that are appended to a file, so many at a time, and synced."""
+    disk = Disk()
+    with tempfile.TemporaryDirectory() as folder:
+        file = disk.create(Path(folder) / "journal")
+        try:
+            written, start = 0, time.perf_counter()
+            while (elapsed := time.perf_counter() - start) < _TURN_S:
+                disk.write(file, messages[:group])
+                disk.sync(file)
+                written += group
+        finally:
+            disk.close(file)
+    return written / elapsed
+
+
 def vw_lines(port: int, lines: Sequence[bytes]) -> float:
     """Examples a second that Vowpal Wabbit learns, in one stream, every prediction read."""
     examples = b"".join(b"1 | " + line.translate(None, b":|") + b"\n" for line in lines)
@@ -137,6 +155,8 @@ def main() -> int:
             "echo": lambda: stream_for(
                 Socket(least.port, "/"), frames, _WINDOW, _TURN_S, lambda _: 1
             ),
+            "small_synced": lambda: synced(small, _SMALL_CONNECTIONS),
+            "frames_synced": lambda: synced(small, _WINDOW),
         }
         if isolated:
             vw: Server = stack.enter_context(vowpal_wabbit())
