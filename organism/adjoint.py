@@ -39,6 +39,7 @@ from organism.kernels import (
     ROW,
     W_WEIGHT,
     Constants,
+    Lessons,
     Scratch,
     State,
     Tape,
@@ -71,6 +72,8 @@ from organism.kernels import (
     sigmoid,
     state_of,
     step,
+    target_at,
+    theta_at,
 )
 from organism.readout import DEVIATION_FLOOR, LEAST_SHARE
 
@@ -135,7 +138,7 @@ class Room(NamedTuple):
 
 def new_room(theta: Theta, d_in: int, d_hidden: int, segment: int) -> Room:
     """Make room for one thread."""
-    units = len(theta.units)
+    units = theta.units.shape[-2]
     buffers = Buffers(
         aligned((d_in,)),
         aligned((d_hidden,)),
@@ -747,8 +750,7 @@ def _live_again(
     theta: Theta,
     innate: F32,
     inputs: F32,
-    target: F32,
-    ratios: F32,
+    lessons: Lessons,
     first: int,
     count: int,
     checkpoint: State,
@@ -771,11 +773,23 @@ def _live_again(
         w = ws[s]
         state = _with(w, rest)
         row, t = row_of(room.tape, s), first + s
-        step(constants, theta, innate, state, inputs[t], target, ratios[t], row, scratch)
+        step(
+            constants,
+            theta_at(theta, lessons.phases[t]),
+            innate,
+            state,
+            inputs[t],
+            target_at(lessons, t),
+            lessons.ratios[t],
+            row,
+            scratch,
+        )
         settle(w, scratch)
     row = row_of(room.tape, count - 1)
     state = _with(w, rest)
-    read(constants, theta, innate, state, inputs[first + count - 1], row, scratch)
+    last = first + count - 1
+    phase = theta_at(theta, lessons.phases[last])
+    read(constants, phase, innate, state, inputs[last], row, scratch)
     copy(norms, row.norms)
 
 
@@ -785,8 +799,7 @@ def pull_back(
     theta: Theta,
     innate: F32,
     inputs: F32,
-    target: F32,
-    ratios: F32,
+    lessons: Lessons,
     segment: int,
     checkpoints: State,
     norms: F32,
@@ -800,12 +813,11 @@ def pull_back(
     """Add the vector-Jacobian product of ``kernels.live`` to a gradient of θ.
 
     Args:
-        constants: as lived with; so are theta, innate, inputs, target, ratios and segment.
+        constants: as lived with; so are theta, innate, inputs, lessons and segment.
         theta: see above.
         innate: see above.
         inputs: see above.
-        target: see above.
-        ratios: see above.
+        lessons: see above.
         segment: at least 1.
         checkpoints: as ``live`` left them; so are norms.
         norms: see above.
@@ -827,8 +839,7 @@ def pull_back(
             theta,
             innate,
             inputs,
-            target,
-            ratios,
+            lessons,
             first,
             count,
             state_of(checkpoints, k),
@@ -842,17 +853,17 @@ def pull_back(
             w = checkpoints.w[k] if s == 0 else room.ws[s - 1]
             _through_step(
                 constants,
-                theta,
+                theta_at(theta, lessons.phases[t]),
                 innate,
                 w,
                 w_after,
-                target,
-                ratios[t],
+                target_at(lessons, t),
+                lessons.ratios[t],
                 row_of(room.tape, s),
                 g_entropy[t],
                 g_logit[t],
                 g,
-                gradient,
+                theta_at(gradient, lessons.phases[t]),
                 scratch,
                 room.buffers,
             )
@@ -867,8 +878,7 @@ def pull_all_back(
     theta: Theta,
     innate: F32,
     inputs: F32,
-    targets: F32,
-    ratios: F32,
+    lessons: Lessons,
     segment: int,
     checkpoints: State,
     norms: F32,
@@ -889,7 +899,7 @@ def pull_all_back(
         borrowed(innate),
         borrowed_state(checkpoints),
     )
-    inputs, targets, ratios = borrowed(inputs), borrowed(targets), borrowed(ratios)
+    inputs, targets = borrowed(inputs), borrowed(lessons.targets)
     g_entropy, g_logit, g = borrowed(g_entropy), borrowed(g_logit), borrowed_state(g)
     gradients, norms, end = borrowed_theta(gradients), borrowed(norms), borrowed(end)
     room = Room(
@@ -901,14 +911,13 @@ def pull_all_back(
         _borrowed_buffers(room.buffers),
     )
     for i in range(first, last):
-        gradient = Theta(gradients.scalars[i], gradients.coefficients[i], gradients.units[i])
+        gradient = theta_at(gradients, i)
         pull_back(
             constants,
             theta,
             innate,
             inputs[i],
-            targets[i],
-            ratios,
+            Lessons(targets[i], lessons.ratios, lessons.phases),
             segment,
             state_of(checkpoints, i),
             norms[i],

@@ -26,9 +26,9 @@ from organism.config import CortexConfig, GenomeConfig
 from organism.cortex import CortexState, innate_weights
 from organism.genome import Genome
 from organism.jit import F32, aligned, aligned_copy
-from organism.kernels import Constants, State, Theta
+from organism.kernels import I64, Constants, Lessons, State, Theta
 from organism.recruitment import FEATURES, LEVEL_POWERS
-from organism.rules import FREE, at_phase, weight_length
+from organism.rules import CLAMPED, FREE, PHASED, at_phase, weight_length
 
 # W is kept at every step up to so many bytes a batch; beyond, segments are lived again.
 _KEPT_BYTES = 1 << 28
@@ -87,12 +87,9 @@ def set_threads(count: int) -> None:
 def fusable(genome: Genome, constants: Sequence[Tensor | None]) -> bool:
     """Whether a lifetime can be lived on the kernels: on the CPU, in float32, only θ learning.
 
-    Recruitment has no adjoint there: it learns θ on the reference. Nor have phases, which change
-    with ρ from step to step.
+    Recruitment has no adjoint there: it learns θ on the reference.
     """
     theta = tuple(genome.theta.values())
-    if genome.config.rule.phases:
-        return False
     if genome.config.cortex.recruitment and _learns(genome):
         return False
     given = [tensor for tensor in constants if tensor is not None]
@@ -107,17 +104,20 @@ def _learns(genome: Genome) -> bool:
 
 @dataclass(frozen=True)
 class Program:
-    """A genome as the kernels take it."""
+    """A genome as the kernels take it, its θ at each of some phases."""
 
     constants: Constants
     theta: Theta
     innate: F32
 
 
-def compile_genome(config: GenomeConfig, theta: Mapping[str, Tensor]) -> Program:
-    """Lay a genome out for the kernels, as it learns at ρ = 0."""
-    theta = at_phase(theta, FREE)
-    return Program(_constants(config, theta), _pack(config, theta), _innate(config.cortex))
+def compile_genome(
+    config: GenomeConfig, theta: Mapping[str, Tensor], phases: Sequence[float] = (FREE,)
+) -> Program:
+    """Lay a genome out for the kernels, at the phases that it learns in; at ρ = 0, the free one."""
+    packed = [_pack(config, at_phase(theta, phase)) for phase in phases]
+    stacked = Theta(*(np.stack(parts) for parts in zip(*packed, strict=True)))
+    return Program(_constants(config, theta), stacked, _innate(config.cortex))
 
 
 @lru_cache(maxsize=8)
@@ -166,7 +166,7 @@ def _array(tensor: Tensor) -> npt.NDArray[Any]:
     return array
 
 
-def _blank(config: GenomeConfig, dtype: type[np.floating[Any]]) -> Theta:
+def _blank(config: GenomeConfig) -> Theta:
     """θ of zeros."""
     rule = config.rule
     shape = (0, 0, 0)
@@ -175,9 +175,8 @@ def _blank(config: GenomeConfig, dtype: type[np.floating[Any]]) -> Theta:
         units = -(-rule.hidden // kernels.UNIT_BLOCK) * kernels.UNIT_BLOCK
     else:
         shape = (rule.pre_exponent + 1, rule.post_exponent + 1, rule.weight_exponent + 1)
-    return Theta(
-        np.zeros(kernels.SCALARS, dtype), np.zeros(shape, dtype), np.zeros((units, 5), dtype)
-    )
+    f = np.float32
+    return Theta(np.zeros(kernels.SCALARS, f), np.zeros(shape, f), np.zeros((units, 5), f))
 
 
 def _views(config: GenomeConfig, theta: Theta) -> dict[str, npt.NDArray[Any]]:
@@ -200,7 +199,7 @@ def _views(config: GenomeConfig, theta: Theta) -> dict[str, npt.NDArray[Any]]:
 
 
 def _pack(config: GenomeConfig, theta: Mapping[str, Tensor]) -> Theta:
-    packed = _blank(config, np.float32)
+    packed = _blank(config)
     views = _views(config, packed)
     for name, tensor in theta.items():
         views[name][...] = tensor.detach().numpy()
@@ -221,14 +220,9 @@ def live(
     """
     learning = _learns(genome)
     names, values = tuple(genome.theta), tuple(genome.theta.values())
-    lives = _Lives(
-        genome.config,
-        names,
-        _rows(inputs),
-        _targets(target, state),
-        np.array(ratios, np.float32),
-        learning,
-    )
+    phases, which = _phases(genome.config, ratios)
+    lessons = Lessons(_targets(target, state), np.array(ratios, np.float32), which)
+    lives = _Lives(genome.config, names, _rows(inputs), lessons, phases, learning)
     w, short_term, long_term, level, entropy, logit, mean, trace, beta, steps = _Live.apply(  # type: ignore[no-untyped-call]
         lives, state, *values
     )
@@ -244,30 +238,31 @@ class _Lives:
         config: of the genome.
         names: of the parts of θ, in the order of its values.
         inputs: ``(batch, steps, d_in)``.
-        targets: ``(batch, d_hidden)``.
-        ratios: ρ, ``(steps,)``.
+        lessons: their targets ``(batch, steps or 1, d_hidden)``.
+        phases: those that the lessons name.
         learning: whether θ learns from them.
     """
 
     config: GenomeConfig
     names: tuple[str, ...]
     inputs: F32
-    targets: F32
-    ratios: F32
+    lessons: Lessons
+    phases: tuple[float, ...]
     learning: bool
 
     @property
     def segment(self) -> int:
         """Steps between two checkpoints: 1 while that is little, then √steps; 0: none are kept."""
         batch, steps, d_in = self.inputs.shape
-        whole = 4 * batch * steps * d_in * self.targets.shape[1]
+        whole = 4 * batch * steps * d_in * self.config.cortex.d_hidden
         if not self.learning:
             return 0
         return 1 if whole <= _KEPT_BYTES else math.isqrt(steps - 1) + 1
 
     def program(self, values: Sequence[Tensor]) -> Program:
         """The genome with these values of θ."""
-        return compile_genome(self.config, dict(zip(self.names, values, strict=True)))
+        theta = dict(zip(self.names, values, strict=True))
+        return compile_genome(self.config, theta, self.phases)
 
 
 class _Live(torch.autograd.Function):
@@ -292,8 +287,7 @@ class _Live(torch.autograd.Function):
                 program.innate,
                 states,
                 lives.inputs,
-                lives.targets,
-                lives.ratios,
+                lives.lessons,
                 entropy,
                 logit,
                 beta,
@@ -329,8 +323,7 @@ class _Live(torch.autograd.Function):
             gains,
             np.empty((batch, 0), np.int64),
         )
-        one = _blank(lives.config, np.float64)
-        gradients = Theta(*(np.zeros((batch, *part.shape)) for part in one))
+        gradients = Theta(*(np.zeros((batch, *part.shape)) for part in program.theta))
 
         def work(first: int, last: int) -> None:
             adjoint.pull_all_back(
@@ -340,8 +333,7 @@ class _Live(torch.autograd.Function):
                 program.theta,
                 program.innate,
                 lives.inputs,
-                lives.targets,
-                lives.ratios,
+                lives.lessons,
                 lives.segment,
                 ctx.checkpoints,
                 ctx.norms,
@@ -354,15 +346,35 @@ class _Live(torch.autograd.Function):
             )
 
         _threads.share(work, batch)
-        views = _views(lives.config, Theta(*(part.sum(axis=0) for part in gradients)))
+        found = _unfolded(lives, Theta(*(part.sum(axis=0) for part in gradients)))
         return (
             None,
             None,
             *(
-                torch.from_numpy(views[name].astype(np.float32)).reshape(shape)
+                torch.from_numpy(found[name].astype(np.float32)).reshape(shape)
                 for name, shape in zip(lives.names, ctx.shapes, strict=True)
             ),
         )
+
+
+def _phases(config: GenomeConfig, ratios: Sequence[float]) -> tuple[tuple[float, ...], I64]:
+    """The phases of a lifetime, and which of them each step has; see ``organism.cortex.step``."""
+    if not config.rule.phases:
+        return (FREE,), np.zeros(len(ratios), np.int64)
+    seen, which = np.unique(np.array(ratios), return_inverse=True)
+    return tuple(float(FREE + (CLAMPED - FREE) * ratio) for ratio in seen), which
+
+
+def _unfolded(lives: _Lives, gradients: Theta) -> dict[str, npt.NDArray[np.float64]]:
+    """Gradients of θ by name, from those at each phase: ``organism.rules.at_phase`` backwards."""
+    each = [
+        _views(lives.config, Theta(*(part[p] for part in gradients)))
+        for p in range(len(lives.phases))
+    ]
+    found = {name: np.sum([views[name] for views in each], 0) for name in each[0]}
+    for name, into in PHASED.items():
+        found[name] = np.tensordot(lives.phases, [views[into] for views in each], 1)
+    return found
 
 
 def _rows(inputs: Tensor) -> F32:
@@ -372,7 +384,9 @@ def _rows(inputs: Tensor) -> F32:
 
 def _targets(target: Tensor | None, state: CortexState) -> F32:
     batch, _, d_hidden = state.w.shape
-    return np.zeros((batch, d_hidden), np.float32) if target is None else _array(target)
+    if target is None:
+        return np.zeros((batch, 1, d_hidden), np.float32)
+    return _rows(target if target.dim() == 3 else target[None])
 
 
 def split(state: CortexState) -> State:

@@ -106,7 +106,7 @@ class Constants(NamedTuple):
 
 
 class Theta(NamedTuple):
-    """θ, or its gradient in float64.
+    """θ of one phase, or its gradient in float64; or of many, one a leading index.
 
     Attributes:
         scalars: log α₀, log κ, log of the entropy's gain, c₀, c₁, c₂, b₂ of the mlp, the readout's
@@ -119,6 +119,21 @@ class Theta(NamedTuple):
     scalars: npt.NDArray[Any]
     coefficients: npt.NDArray[Any]
     units: npt.NDArray[Any]
+
+
+class Lessons(NamedTuple):
+    """What each step of a lifetime is taught; or of many, one a leading index of the targets.
+
+    Attributes:
+        targets: y of teacher forcing, ``(steps, d_hidden)``, or one for all, ``(1, d_hidden)``;
+            unread where a ratio is 0.
+        ratios: ρ, ``(steps,)``.
+        phases: which of the genome's phases, ``(steps,)``.
+    """
+
+    targets: F32
+    ratios: F32
+    phases: I64
 
 
 class State(NamedTuple):
@@ -204,8 +219,9 @@ def memory_for(theta: Theta, d_in: int, d_hidden: int) -> F32:
 
 def column_count(theta: Theta) -> int:
     """How many numbers a rule needs of each column."""
-    powers_pre, _, powers_w = theta.coefficients.shape
-    return len(theta.units) or max(powers_w, 3) * max(powers_pre, 2)
+    *_, powers_pre, _, powers_w = theta.coefficients.shape
+    units: int = theta.units.shape[-2]
+    return units or max(powers_w, 3) * max(powers_pre, 2)
 
 
 @kernel()
@@ -270,6 +286,18 @@ def borrowed_state(state: State) -> State:
 def borrowed_theta(theta: Theta) -> Theta:
     """See ``jit.borrowed``."""
     return Theta(borrowed(theta.scalars), borrowed(theta.coefficients), borrowed(theta.units))
+
+
+@kernel()
+def theta_at(thetas: Theta, phase: int) -> Theta:
+    """θ of one phase of many."""
+    return Theta(thetas.scalars[phase], thetas.coefficients[phase], thetas.units[phase])
+
+
+@kernel()
+def target_at(lessons: Lessons, t: int) -> Any:
+    """What one step is taught, ``(d_hidden,)``."""
+    return lessons.targets[t if lessons.targets.shape[0] > 1 else 0]
 
 
 @kernel()
@@ -970,8 +998,7 @@ def live(
     innate: F32,
     state: State,
     inputs: F32,
-    target: F32,
-    ratios: F32,
+    lessons: Lessons,
     entropy: F32,
     logit: F32,
     beta: F32,
@@ -984,12 +1011,11 @@ def live(
 
     Args:
         constants: the configuration.
-        theta: the genome's numbers.
+        theta: the genome's numbers, of each phase.
         innate: W₀, ``(d_in, d_hidden)``.
         state: where to go on from; where it ends.
         inputs: ``(steps, d_in)``.
-        target: y of teacher forcing, ``(d_hidden,)``; unread where a ratio is 0.
-        ratios: ρ of each step, ``(steps,)``.
+        lessons: one lifetime's.
         entropy: takes H of each step, ``(steps,)``.
         logit: takes the log-odds of familiarity of each step, ``(steps,)``.
         beta: takes β after each step, ``(steps,)``.
@@ -999,14 +1025,23 @@ def live(
         memory: ``memory_for`` the genome.
     """
     state, theta, innate = borrowed_state(state), borrowed_theta(theta), borrowed(innate)
-    inputs, target, memory = borrowed(inputs), borrowed(target), borrowed(memory)
+    inputs, memory = borrowed(inputs), borrowed(memory)
+    lessons = Lessons(borrowed(lessons.targets), lessons.ratios, lessons.phases)
     scratch, row = laid_out(memory, state.w.shape[0], state.w.shape[1])
     for t in range(inputs.shape[0]):
         if segment and t % segment == 0:
             settle(state.w, scratch)
             keep(state, checkpoints, t // segment)
         entropy[t], logit[t] = step(
-            constants, theta, innate, state, inputs[t], target, ratios[t], row, scratch
+            constants,
+            theta_at(theta, lessons.phases[t]),
+            innate,
+            state,
+            inputs[t],
+            target_at(lessons, t),
+            lessons.ratios[t],
+            row,
+            scratch,
         )
         beta[t] = state.gains[BETA]
         if segment and ((t + 1) % segment == 0 or t + 1 == inputs.shape[0]):
@@ -1023,8 +1058,7 @@ def live_all(
     innate: F32,
     states: State,
     inputs: F32,
-    targets: F32,
-    ratios: F32,
+    lessons: Lessons,
     entropy: F32,
     logit: F32,
     beta: F32,
@@ -1039,7 +1073,7 @@ def live_all(
     differ.
     """
     states, checkpoints = borrowed_state(states), borrowed_state(checkpoints)
-    inputs, targets, norms = borrowed(inputs), borrowed(targets), borrowed(norms)
+    inputs, targets, norms = borrowed(inputs), borrowed(lessons.targets), borrowed(norms)
     for i in range(first, last):
         live(
             constants,
@@ -1047,8 +1081,7 @@ def live_all(
             innate,
             state_of(states, i),
             inputs[i],
-            targets[i],
-            ratios,
+            Lessons(targets[i], lessons.ratios, lessons.phases),
             entropy[i],
             logit[i],
             beta[i],
@@ -1065,6 +1098,7 @@ def recall(
 ) -> tuple[Number, Number]:
     """Read one cue, ``(d_in,)``, and change nothing; H and the log-odds of familiarity."""
     scratch, row = laid_out(memory, state.w.shape[0], state.w.shape[1])
+    theta = theta_at(theta, 0)
     if constants.recruitment:
         return _read_matches(constants, theta, state, e, row, scratch)
     return read(constants, theta, innate, state, e, row, scratch)

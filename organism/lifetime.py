@@ -57,12 +57,11 @@ def live(
         raise ValueError(f"{len(ratios)} teacher ratios for {steps} steps: give one a step")
     state = newborn(genome, batch) if state is None else state
     constants = (inputs, target, *(getattr(state, f.name) for f in fields(CortexState)))
-    one_a_step = target is not None and target.dim() == 3
-    if not one_a_step and fused.fusable(genome, constants):
+    if fused.fusable(genome, constants):
         return Lifetime(*fused.live(genome, inputs, state, target, ratios))
     entropy, logit = [], []
     for t, (e, ratio) in enumerate(zip(inputs, ratios, strict=True)):
-        y = target[t] if target is not None and one_a_step else target
+        y = target[t] if target is not None and target.dim() == 3 else target
         state, reading = step(genome, state, e, y, ratio)
         entropy.append(reading.entropy)
         logit.append(reading.logit)

@@ -17,7 +17,7 @@ from organism.cortex import CortexState, newborn
 from organism.fused import compile_genome, join, split
 from organism.genome import Genome
 from organism.jit import F32, aligned_copy
-from organism.kernels import State
+from organism.kernels import Lessons, State
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class LivingCortex:
         """Learn by a genome from now on, of the same shape as the one before."""
         self._program = compile_genome(genome.config, genome.theta)
         self._memory = kernels.memory_for(self._program.theta, *self._program.innate.shape)
-        self._no_target = np.zeros(genome.config.cortex.d_hidden, np.float32)
+        self._no_target = np.zeros((1, genome.config.cortex.d_hidden), np.float32)
 
     def learn(self, inputs: F32) -> Trace:
         """Live through encoded chunks, ``(steps, d_in)``, at ρ = 0; releases the GIL."""
@@ -71,8 +71,7 @@ class LivingCortex:
             program.innate,
             self._state,
             inputs,
-            self._no_target,
-            np.zeros(steps, np.float32),
+            Lessons(self._no_target, np.zeros(steps, np.float32), np.zeros(steps, np.int64)),
             entropy,
             logit,
             beta,

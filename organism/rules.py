@@ -39,6 +39,9 @@ Theta = Mapping[str, Tensor]
 CLAMPED, FREE = 1.0, -1.0
 """What a rule with phases sees where post is the target, and where it is the cortex's own."""
 
+PHASED = {"rule.phase_w1": "rule.b1", "rule.phase_coefficients": "rule.coefficients"}
+"""Parameters of a phase, and those to which they add, times the phase."""
+
 _RMS_FLOOR = 1e-12
 
 Powers = tuple[int, int, int]
@@ -226,12 +229,11 @@ def at_phase(theta: Theta, phase: float) -> Theta:
         theta: parameters by name; without any of a phase they come back as they are.
         phase: ``CLAMPED``, ``FREE``, or between them.
     """
-    if "rule.phase_w1" in theta:
-        return {**theta, "rule.b1": theta["rule.b1"] + phase * theta["rule.phase_w1"]}
-    if "rule.phase_coefficients" in theta:
-        folded = theta["rule.coefficients"] + phase * theta["rule.phase_coefficients"]
-        return {**theta, "rule.coefficients": folded}
-    return theta
+    folded = {name: value for name, value in theta.items() if name not in PHASED}
+    for name, into in PHASED.items():
+        if name in theta:
+            folded[into] = theta[into] + phase * theta[name]
+    return folded
 
 
 def make_rule(config: RuleConfig) -> Rule:

@@ -13,6 +13,7 @@ the cue freely first (ρ = 0), and learns in both. Recall has the cue alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -73,6 +74,11 @@ class Pairs:
 
     def __getitem__(self, which: slice) -> Pairs:
         return Pairs(self.keys[which], self.targets[which])
+
+
+def joined(parts: Sequence[Pairs]) -> Pairs:
+    """Put pairs behind each other."""
+    return Pairs(torch.cat([part.keys for part in parts]), torch.cat([p.targets for p in parts]))
 
 
 def draw_pairs(count: int, batch: int, genome: GenomeConfig, rng: np.random.Generator) -> Pairs:
@@ -192,8 +198,9 @@ class AssociationTask:
         pairs = draw_pairs(count, batch, self._genome, rng)
         changed = count // 2
         fresh = draw_targets((changed, *pairs.targets.shape[1:]), rng)
-        state = store(genome, newborn(genome, batch), pairs, passes)
-        state = store(genome, state, Pairs(pairs.keys[:changed], fresh))
+        # In one piece: a lifetime that goes on from another's end has no fused gradient.
+        course = joined([pairs] * passes + [Pairs(pairs.keys[:changed], fresh)])
+        state = store(genome, newborn(genome, batch), course)
         targets = torch.cat([fresh, pairs.targets[changed:]])
         return answer(genome, state, pairs.keys), targets
 

@@ -15,6 +15,7 @@ from organism.config import GenomeConfig
 from organism.fused import fusable, set_threads
 from organism.genome import Genome, new_genome
 from organism.lifetime import live
+from organism.living import LivingCortex
 from organism.presets import PRESETS
 from tests.conftest import recruiting_config, small_config
 
@@ -184,3 +185,54 @@ def test_what_is_not_a_number_is_not_hidden() -> None:
     logit = live(genome, inputs).logit
     assert logit[1:, 0].isnan().all()
     assert not logit[:, 1].isnan().any()
+
+
+def phased_config(family: str, **cortex: Any) -> GenomeConfig:
+    """A small genome whose rule has phases."""
+    return with_rule(small_config(family, **cortex), phases=True, scaling="fan_in")
+
+
+@pytest.mark.parametrize("normalisation", ["column", "none"])
+@pytest.mark.parametrize("family", ["mlp", "polynomial"])
+def test_phases_are_fused(family: str, normalisation: str) -> None:
+    """With ρ falling through the lifetime: as many phases as steps."""
+    assert_fused_is_the_reference(phased_config(family, normalisation=normalisation), taught=True)
+
+
+@pytest.mark.parametrize("family", ["mlp", "polynomial"])
+def test_a_target_a_step_is_fused(family: str) -> None:
+    """Pairs shown freely and clamped in turn."""
+    genome = new_genome(phased_config(family, metabolism=False), seed=2)
+    draws = torch.Generator().manual_seed(5)
+    d_in, d_hidden = genome.config.cortex.d_in, genome.config.cortex.d_hidden
+    cues = torch.randn(STEPS, BATCH, d_in, generator=draws).repeat_interleave(2, 0)
+    targets = (torch.rand(STEPS, BATCH, d_hidden, generator=draws) - 0.5).repeat_interleave(2, 0)
+    found: dict[torch.dtype, list[Tensor]] = {}
+    for dtype in (torch.float32, torch.float64):
+        theta = {n: t.to(dtype, copy=True).requires_grad_() for n, t in genome.theta.items()}
+        life = live(
+            Genome(genome.config, theta),
+            cues.to(dtype),
+            target=targets.to(dtype),
+            teacher_ratios=[0.0, 1.0] * STEPS,
+        )
+        node: Any = life.state.w.grad_fn
+        assert (node.name() == "_LiveBackward") == (dtype == torch.float32)
+        loss = life.state.w.square().sum() + life.logit.sum()
+        parts = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
+        found[dtype] = [life.state.w.detach(), *(p.flatten() for p in parts if p is not None)]
+    for value, true in zip(found[torch.float32], found[torch.float64], strict=True):
+        assert (value.double() - true).norm() <= 1e-5 * true.norm() + 1e-9
+
+
+def test_a_living_cortex_learns_in_the_free_phase() -> None:
+    """The daemon's ρ is 0, whatever phases its genome has."""
+    genome = new_genome(phased_config("polynomial"), seed=2)
+    inputs = torch.randn(STEPS, 1, genome.config.cortex.d_in)
+    cortex = LivingCortex(genome)
+    cortex.learn(inputs[:, 0].numpy())
+    with torch.no_grad():
+        theta = {name: tensor.double() for name, tensor in genome.theta.items()}
+        expected = live(Genome(genome.config, theta), inputs.double()).state.w[0]
+    learned = torch.from_numpy(cortex.copy().w).double()
+    torch.testing.assert_close(learned, expected, rtol=1e-5, atol=1e-6)
