@@ -44,7 +44,7 @@ from organism.genome import (
     save,
     to_bytes,
 )
-from organism.presets import PRESETS, MetaTrainConfig
+from organism.presets import PRESETS, TASKS, MetaTrainConfig
 from organism.tasks.association import AssociationTask
 from organism.tasks.continual import ContinualTask
 from organism.tasks.familiarity import FamiliarityTask
@@ -127,7 +127,8 @@ class Run:
     def genome(self) -> Genome:
         """The genome as it is now, cut from the autograd graph, on the CPU."""
         theta = {name: tensor.detach().cpu().clone() for name, tensor in self.theta.items()}
-        training = self.config.model_dump(mode="json", exclude={"genome"})
+        others = set(TASKS) - {self.config.task}
+        training = self.config.model_dump(mode="json", exclude={"genome", *others})
         return Genome(self.config.genome, theta, {"training": training, "steps_done": self.index})
 
     def outer_step(self) -> Metrics:

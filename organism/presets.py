@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,10 @@ from organism.tasks.streams import StreamConfig
 Preset = Literal[
     "original", "original-literal", "dense", "daemon", "continual", "association", "association-mlp"
 ]
+TaskName = Literal["projection", "familiarity", "continual", "association"]
+TASKS: tuple[TaskName, ...] = get_args(TaskName)
+"""Tasks, each with settings of its own name."""
+
 Part = Literal[
     "rule", "log_alpha", "log_recovery", "log_entropy_gain", "mixing", "readout", "calibration"
 ]
@@ -25,9 +29,7 @@ class MetaTrainConfig(Settings):
     """Everything that decides what a run of meta-training gives, but for the machine it runs on."""
 
     preset: Preset = Field("daemon", description="where the settings below start from")
-    task: Literal["projection", "familiarity", "continual", "association"] = Field(
-        "familiarity", description="what to learn"
-    )
+    task: TaskName = Field("familiarity", description="what to learn")
     outer_steps: int = Field(100, ge=0, description="outer steps [D26 §8.1: 100]")
     learning_rate: float = Field(1e-3, gt=0, description="Adam's rate η [D26 §6.4: 0.001]")
     schedule: Literal["constant", "cosine"] = Field(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from organism.genome import Genome, load, new_genome, save
+from organism.genome import Genome, load, new_genome, save, to_bytes
 from organism.meta_train import Run, TrainingError, _merit, main, train
 from organism.presets import PRESETS, MetaTrainConfig
 from organism.tasks.familiarity import FamiliarityConfig
@@ -436,3 +436,15 @@ def test_an_interrupt_while_measuring_loses_no_step(
 def test_what_is_not_a_number_is_never_the_best() -> None:
     """A genome that could not be measured is not selected."""
     assert _merit({"held_out_auroc": float("nan")}) < _merit({"held_out_auroc": 0.1})
+
+
+def test_provenance_holds_the_settings_of_its_own_task_alone() -> None:
+    """What another task's settings are changes no byte of a genome."""
+    config = PRESETS["original"]
+    elsewhere = config.association.model_copy(update={"batch": 5})
+    changed = config.model_copy(update={"association": elsewhere})
+    genomes = [Run(c, new_genome(c.genome), "cpu").genome for c in (config, changed)]
+    assert to_bytes(genomes[0]) == to_bytes(genomes[1])
+    training = genomes[0].provenance["training"]
+    assert training["projection"]["bank"] == config.projection.bank
+    assert not {"familiarity", "continual", "association"} & set(training)
