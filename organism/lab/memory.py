@@ -254,7 +254,8 @@ def _capacity_parts(values: Values, seeds: Sequence[int]) -> list[Table | Drawin
         panel.set(xlabel="pairs stored in 64 × 64 synapses", title=f"each shown {times}")
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("cosine of answer and target")
-    panels[0][0].legend(fontsize=8, loc="lower left")
+    named = panels[0][0].get_legend_handles_labels()
+    figure.legend(*named, fontsize=8, loc="outside lower center", ncols=5)
     drawing = Drawing("capacity", "Capacity: what is recalled of N pairs, mean and spread", figure)
     tables = [
         _table(
@@ -271,16 +272,26 @@ def _capacity_parts(values: Values, seeds: Sequence[int]) -> list[Table | Drawin
 def _protocol_tables(values: Values) -> list[Table]:
     """Overwriting, a long life, transfer and completion."""
     return [
-        _table(
-            "Overwriting: 48 pairs, 24 of the keys then given new targets",
-            {
-                f"{what}, {schedule}": ("overwrite", schedule, what)
-                for schedule in (f"{a}+{b}" for a, b in SCHEDULES)
-                for what in ("updated", "untouched", "updated_bits", "untouched_bits")
-            },
-            values,
-            "5+1: five passes over all, then one over the updated. Success: of all 72 targets ever "
-            "shown the answer is nearest to the latest of its key. Bits: share of right signs.",
+        *(
+            _table(
+                f"Overwriting: 48 pairs, 24 of the keys then given new targets; {what}",
+                {
+                    f"{which}, {first}+{then}": ("overwrite", f"{first}+{then}", which + of)
+                    for first, then in SCHEDULES
+                    for which in ("updated", "untouched")
+                },
+                values,
+                note,
+            )
+            for what, of, note in (
+                (
+                    "success",
+                    "",
+                    "5+1: five passes over all, then one over the updated. Success: of all 72 "
+                    "targets ever shown the answer is nearest to the latest of its key.",
+                ),
+                ("share of right signs", "_bits", ""),
+            )
         ),
         _table(
             "A long life: cosine of the last pairs, each shown once",

@@ -43,7 +43,7 @@ class AssociationConfig(Settings):
         64, ge=6 * _FEWEST_PAIRS, le=4096, description="presentations of a lifetime, passes and all"
     )
     weights: tuple[float, float, float] = Field(
-        (0.65, 0.2, 0.15),
+        (0.5, 0.3, 0.2),
         description="of lifetimes that fill a newborn, overwrite, and find a full cortex",
     )
     held_out_lifetimes: int = Field(
