@@ -66,7 +66,7 @@ def test_the_command_writes_a_report(
     """In a small cortex: every row of the original's tables, its claim and a verdict."""
     monkeypatch.setattr(tables, "changed", _tiny)
     monkeypatch.setattr(adaptation, "changed", _tiny)
-    monkeypatch.setattr(adaptation, "_TUNING_SEEDS", (1000,))
+    monkeypatch.setattr(adaptation, "TUNING_SEEDS", (1000,))
     out = tmp_path / "tables"
     command = ["tables", "--seeds", "2", "--processes", "2", "--out", str(out), "--json"]
     assert main(command) == 0
