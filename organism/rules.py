@@ -184,7 +184,10 @@ class PolynomialRule:
         """
         if name not in NAMED_RULES:
             raise ValueError(f"no rule named {name!r}; known: {', '.join(NAMED_RULES)}")
-        return self.coefficients(NAMED_RULES[name])
+        try:
+            return self.coefficients(NAMED_RULES[name])
+        except ValueError as error:
+            raise ValueError(f"rule {name!r}: {error}") from error
 
     def coefficients(self, terms: Mapping[Powers, float]) -> Tensor:
         """Lay terms out as this family's coefficients; a product that is not named has 0.

@@ -37,7 +37,6 @@ from organism.tasks.association import AssociationTask
 CEILING = "pseudo-inverse"
 
 _TUNING_SEED = 1000
-_TUNED_LIFETIMES = 16
 _RATES = tuple(round(0.05 * 2 ** (k / 2), 4) for k in range(13))
 _DECAYS = (0.001, 0.003, 0.01, 0.03, 0.1)
 
@@ -98,8 +97,7 @@ def grown(preset: Preset, phases: bool, seed: int) -> Result:
 def scored(name: str, rate: float, decay: float) -> Result:
     """Mean cosine of a named rule over lifetimes of the kinds that learned rules are trained on."""
     base = PRESETS["association"]
-    settings = base.association.model_copy(update={"held_out_lifetimes": _TUNED_LIFETIMES})
-    task = AssociationTask(settings, base.genome, _TUNING_SEED)
+    task = AssociationTask(base.association, base.genome, _TUNING_SEED)
     return {"cosine": task.held_out(named_rule(name, rate, decay))["held_out_cosine"]}
 
 

@@ -167,11 +167,9 @@ class Daemon:
         return answer
 
     def metric(self, series: str) -> float:
-        """One series of the metrics, by its name and labels; 0 where it is not there yet."""
-        for line in self.client.get("/metrics").text.splitlines():
-            if line.startswith(f"{series} "):
-                return float(line.split()[-1])
-        return 0.0
+        """One series of the metrics, by its name and labels; it must be there."""
+        lines = self.client.get("/metrics").text.splitlines()
+        return float(next(line for line in lines if line.startswith(f"{series} ")).split()[-1])
 
     def refused(self, status: int) -> float:
         """How many requests it has refused with a status."""
