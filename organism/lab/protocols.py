@@ -22,6 +22,8 @@ from organism.tasks.association import (
     cosine,
     draw_pairs,
     draw_targets,
+    joined,
+    least_squares,
     store,
 )
 
@@ -174,9 +176,7 @@ class _Memory:
         """Recall; the pseudo-inverse finds the W of least norm that errs least on its pairs."""
         if self._genome and self._state:
             return answer(self._genome, self._state, keys)
-        stored = torch.cat([pairs.keys for pairs in self._pairs]).transpose(0, 1).double()
-        targets = torch.cat([pairs.targets for pairs in self._pairs]).transpose(0, 1).double()
-        w: Tensor = torch.linalg.pinv(stored) @ targets
+        w = least_squares(joined(self._pairs))
         return (keys.transpose(0, 1).double() @ w).transpose(0, 1).float()
 
     def forget(self, count: int) -> None:
