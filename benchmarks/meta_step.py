@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.eager import Brain, activation, eager_step
 from benchmarks.measure import Figure, parser, quotients, report, take_turns
 from organism.config import GenomeConfig
-from organism.cortex import innate_weights, recall
+from organism.cortex import innate_weights, respond
 from organism.fused import set_threads
 from organism.genome import Genome, new_genome
 from organism.lifetime import live
@@ -64,7 +64,7 @@ def eager_gradient(genome: Genome, cues: Tensor, targets: Tensor) -> Tensor:
 def fused_gradient(genome: Genome, cues: Tensor, targets: Tensor) -> Tensor:
     """The same, as meta-training does it."""
     lived = live(genome, cues.expand(_STEPS, -1, -1), target=targets, teacher_ratios=_RATIOS)
-    answer = recall(genome, lived.state, cues).h
+    answer = respond(genome, lived.state, cues)
     return gradient((answer - targets).square().mean(), genome.theta)
 
 

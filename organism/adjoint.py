@@ -57,13 +57,13 @@ from organism.kernels import (
     is_bilinear,
     laid_out,
     logit_of,
+    may_wait,
     mean_of,
     memory_for,
     mlp_columns,
     new_tape,
     polynomial_columns,
     rate_of,
-    read,
     response_of,
     row_field,
     row_of,
@@ -94,7 +94,10 @@ class Buffers(NamedTuple):
         g_post: of post, ``(d_hidden,)``; so are g_a and g_innate_a, of zW and zW₀.
         g_a: see above.
         g_innate_a: see above.
-        g_w: one row of ∂/∂W, ``(d_hidden,)``; so are p and field, of a polynomial.
+        g_w: one row of ∂/∂W, ``(d_hidden,)``; so are the row below it and one of zeros, of the mlp,
+            and p and field, of a polynomial.
+        g_w_below: see above.
+        nothing: see above.
         p: see above.
         field: see above.
         sums: over rows, what the columns of ``kernels.Scratch`` are to the step.
@@ -108,6 +111,8 @@ class Buffers(NamedTuple):
     g_a: F32
     g_innate_a: F32
     g_w: F32
+    g_w_below: F32
+    nothing: F32
     p: F32
     field: F32
     sums: F32
@@ -121,7 +126,7 @@ class Room(NamedTuple):
 
     Attributes:
         ws: W within a segment, after each step but the last, ``(segment − 1, d_in, d_hidden)``.
-        tape: a segment's.
+        tape: of the same steps.
         state: all of a state but W, as a segment is lived again.
         g_w: cotangent of W, ``(d_in, d_hidden)``.
         memory: ``kernels.memory_for`` the genome.
@@ -147,6 +152,8 @@ def new_room(theta: Theta, d_in: int, d_hidden: int, segment: int) -> Room:
         aligned((d_hidden,)),
         aligned((d_hidden,)),
         aligned((d_hidden,)),
+        aligned((d_hidden,)),
+        aligned((d_hidden,)),
         aligned((column_count(theta) * d_hidden,)),
         aligned((d_in, units)),
         np.empty(units),
@@ -154,7 +161,7 @@ def new_room(theta: Theta, d_in: int, d_hidden: int, segment: int) -> Room:
     )
     return Room(
         aligned((segment - 1, d_in, d_hidden)),
-        new_tape(segment, d_in, d_hidden),
+        new_tape((segment - 1,), d_in, d_hidden),
         State(
             aligned((0, d_in, d_hidden)),
             aligned((d_in,)),
@@ -185,6 +192,8 @@ def _borrowed_buffers(buffers: Buffers) -> Buffers:
         borrowed(buffers.g_a),
         borrowed(buffers.g_innate_a),
         borrowed(buffers.g_w),
+        borrowed(buffers.g_w_below),
+        borrowed(buffers.nothing),
         borrowed(buffers.p),
         borrowed(buffers.field),
         borrowed(buffers.sums),
@@ -471,34 +480,49 @@ def _through_panel(
 ) -> tuple[Number, Number]:
     """Go back through the columns from first to before last; return Σ g and Σ g·w·∂G/∂w.
 
-    What is kept of each column is read and written once a row: a panel of it fits the first cache.
+    What is kept of each column is read and written once every two rows: a panel of it fits the
+    first cache. An odd last row has a row of no cotangent below it.
     """
     units, width, count = theta.units, last - first, theta.units.shape[0]
-    u, g_u, g_w = u[first:last], g_u[first:last], buffers.g_w[:width]
+    u, g_u = u[first:last], g_u[first:last]
+    g_w, g_w_below = buffers.g_w[:width], buffers.g_w_below[:width]
     columns = mlp_columns(units, u, scratch)
     sums = buffers.sums[: count * width]
     fill(sums, _0)
     over_rows, over_columns = sums.reshape((count, width)), buffers.over_columns
     g_b2, through_w = 0.0, 0.0
-    for i in range(w.shape[0]):
+    for i in range(0, w.shape[0], 2):
+        below = min(i + 1, w.shape[0] - 1)
         x, wi, gi = pre[i], w[i, first:last], g[i, first:last]
+        y, wb, gb = pre[below], w[below, first:last], g[below, first:last]
+        if below == i:
+            gb = buffers.nothing[:width]
+            fill(gb, _0)
         fill(g_w, _0)
+        fill(g_w_below, _0)
         for k in range(count):
-            a, threshold = units[k, W_WEIGHT] * scale, -units[k, PRE_WEIGHT] * x
-            c, total, times = units[k, OUT_WEIGHT] * a, _0, _0
+            a, weight = units[k, W_WEIGHT] * scale, -units[k, PRE_WEIGHT]
+            c, threshold, threshold_below = units[k, OUT_WEIGHT] * a, weight * x, weight * y
+            total, total_below, times, times_below = _0, _0, _0, _0
             for j in range(width):
                 on = gi[j] if a * wi[j] + columns[k, j] > threshold else _0
-                over_rows[k, j] += on
+                on_below = gb[j] if a * wb[j] + columns[k, j] > threshold_below else _0
+                over_rows[k, j] += on + on_below
                 total += on
+                total_below += on_below
                 times += on * wi[j]
+                times_below += on_below * wb[j]
                 g_w[j] += c * on
+                g_w_below[j] += c * on_below
             over_columns[i, k] += total
-            buffers.times_w[k] += scale * times
+            over_columns[below, k] += total_below
+            buffers.times_w[k] += scale * (times + times_below)
         total, along = _0, _0
         for j in range(width):
-            total += gi[j]
-            along += g_w[j] * wi[j]
+            total += gi[j] + gb[j]
+            along += g_w[j] * wi[j] + g_w_below[j] * wb[j]
             gi[j] = kept * gi[j] + step_size * g_w[j]
+            gb[j] = kept * gb[j] + step_size * g_w_below[j]
         g_b2 += total
         through_w += along
     for k in range(count):
@@ -670,8 +694,12 @@ def _through_reading(
         x, along = z[i], _0
         for j in range(w.shape[1]):
             g[i, j] += x * g_a[j]
-            along += g_a[j] * w[i, j] + g_innate_a[j] * innate[i, j]
+            along += g_a[j] * w[i, j]
         g_z[i] += along
+    # Few losses ask what the innate weights answered: a pass less over them.
+    if dot(g_innate_a, g_innate_a) > 0:
+        for i in range(w.shape[0]):
+            g_z[i] += dot(g_innate_a, innate[i])
 
 
 @kernel()
@@ -754,13 +782,12 @@ def _live_again(
     first: int,
     count: int,
     checkpoint: State,
-    norms: F32,
     room: Room,
     scratch: Scratch,
 ) -> None:
     """Live a segment from its checkpoint, and keep W and what the adjoints need at every step.
 
-    Where the last step leads, and by which norms, is known: it is only read, not learned.
+    What its last step read, and where it leads, was kept: it is not lived again.
     """
     ws, rest, w = room.ws, room.state, checkpoint.w
     copy(checkpoint.short_term, rest.short_term)
@@ -784,13 +811,8 @@ def _live_again(
             row,
             scratch,
         )
-        settle(w, scratch)
-    row = row_of(room.tape, count - 1)
-    state = _with(w, rest)
-    last = first + count - 1
-    phase = theta_at(theta, lessons.phases[last])
-    read(constants, phase, innate, state, inputs[last], row, scratch)
-    copy(norms, row.norms)
+        if may_wait(constants, theta_at(theta, 0)):
+            settle(w, scratch)
 
 
 @kernel()
@@ -802,7 +824,7 @@ def pull_back(
     lessons: Lessons,
     segment: int,
     checkpoints: State,
-    norms: F32,
+    lasts: Tape,
     end: F32,
     g_entropy: F32,
     g_logit: F32,
@@ -819,8 +841,8 @@ def pull_back(
         inputs: see above.
         lessons: see above.
         segment: at least 1.
-        checkpoints: as ``live`` left them; so are norms.
-        norms: see above.
+        checkpoints: as ``live`` left them; so are lasts.
+        lasts: see above.
         end: W after the last step.
         g_entropy: cotangent of each step's H, ``(steps,)``.
         g_logit: cotangent of each step's log-odds, ``(steps,)``.
@@ -843,7 +865,6 @@ def pull_back(
             first,
             count,
             state_of(checkpoints, k),
-            norms[k],
             room,
             scratch,
         )
@@ -851,6 +872,7 @@ def pull_back(
         for s in range(count - 1, -1, -1):
             t = first + s
             w = checkpoints.w[k] if s == 0 else room.ws[s - 1]
+            row = row_of(lasts, k) if s == count - 1 else row_of(room.tape, s)
             _through_step(
                 constants,
                 theta_at(theta, lessons.phases[t]),
@@ -859,7 +881,7 @@ def pull_back(
                 w_after,
                 target_at(lessons, t),
                 lessons.ratios[t],
-                row_of(room.tape, s),
+                row,
                 g_entropy[t],
                 g_logit[t],
                 g,
@@ -881,7 +903,7 @@ def pull_all_back(
     lessons: Lessons,
     segment: int,
     checkpoints: State,
-    norms: F32,
+    lasts: Tape,
     end: F32,
     g_entropy: F32,
     g_logit: F32,
@@ -901,7 +923,7 @@ def pull_all_back(
     )
     inputs, targets = borrowed(inputs), borrowed(lessons.targets)
     g_entropy, g_logit, g = borrowed(g_entropy), borrowed(g_logit), borrowed_state(g)
-    gradients, norms, end = borrowed_theta(gradients), borrowed(norms), borrowed(end)
+    gradients, lasts, end = borrowed_theta(gradients), borrowed_tape(lasts), borrowed(end)
     room = Room(
         borrowed(room.ws),
         borrowed_tape(room.tape),
@@ -920,7 +942,7 @@ def pull_all_back(
             Lessons(targets[i], lessons.ratios, lessons.phases),
             segment,
             state_of(checkpoints, i),
-            norms[i],
+            row_of(lasts, i),
             end[i],
             g_entropy[i],
             g_logit[i],

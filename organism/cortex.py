@@ -164,6 +164,11 @@ def newborn(genome: Genome, batch: int = 1) -> CortexState:
     )
 
 
+def respond(genome: Genome, state: CortexState, e: Tensor) -> Tensor:
+    """Read a cue for h alone, without H and familiarity; arguments as ``recall``'s."""
+    return _responded(genome, state, e)[-1]
+
+
 def recall(genome: Genome, state: CortexState, e: Tensor) -> Reading:
     """Read a cue: z, h, H and familiarity. Changes nothing.
 
@@ -176,15 +181,7 @@ def recall(genome: Genome, state: CortexState, e: Tensor) -> Reading:
             reading has their leading axes.
     """
     config = genome.config.cortex
-    x = _centred(e, state) if config.centring else e
-    if config.memory:
-        c0, c1, c2 = genome.theta["mixing"].unbind()
-        mixed = c0 * x + c1 * state.short_term + c2 * state.long_term
-    else:
-        mixed = x
-    z = state.beta.unsqueeze(1) * mixed
-    drive = _drive(z, state.w)
-    h = torch.tanh(drive)
+    mixed, z, drive, h = _responded(genome, state, e)
     entropy = deviation(h)
     if config.recruitment:
         seen = recruitment.features(drive / state.beta.unsqueeze(1), state.trace)
@@ -195,6 +192,22 @@ def recall(genome: Genome, state: CortexState, e: Tensor) -> Reading:
         response = log_response(entropy, deviation(innate))
         odds = logit(genome.theta["readout"], response, state.level)
     return Reading(mixed, z, drive, h, entropy, response, odds)
+
+
+def _responded(
+    genome: Genome, state: CortexState, e: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The first four of a reading."""
+    config = genome.config.cortex
+    x = _centred(e, state) if config.centring else e
+    if config.memory:
+        c0, c1, c2 = genome.theta["mixing"].unbind()
+        mixed = c0 * x + c1 * state.short_term + c2 * state.long_term
+    else:
+        mixed = x
+    z = state.beta.unsqueeze(1) * mixed
+    drive = _drive(z, state.w)
+    return mixed, z, drive, torch.tanh(drive)
 
 
 def centred_inputs(genome: Genome, inputs: Tensor) -> Tensor:

@@ -276,7 +276,7 @@ class _Live(torch.autograd.Function):
         entropy, logit, beta = np.empty((3, batch, steps), np.float32)
         kept = -(-steps // lives.segment) if lives.segment else 0
         checkpoints = State(*(aligned((batch, kept, *p.shape[1:]), p.dtype.type) for p in states))
-        norms = aligned((batch, kept, max(program.innate.shape)))
+        lasts = kernels.new_tape((batch, kept), *program.innate.shape)
 
         def work(first: int, last: int) -> None:
             kernels.live_all(
@@ -293,13 +293,13 @@ class _Live(torch.autograd.Function):
                 beta,
                 lives.segment,
                 checkpoints,
-                norms,
+                lasts,
                 kernels.memory_for(program.theta, *program.innate.shape),
             )
 
         _threads.share(work, batch)
         ctx.lives, ctx.program, ctx.shapes = lives, program, [value.shape for value in values]
-        ctx.checkpoints, ctx.norms, ctx.end = checkpoints, norms, states.w
+        ctx.checkpoints, ctx.lasts, ctx.end = checkpoints, lasts, states.w
         end = join(states)
         learned = (end.w, end.short_term, end.long_term, end.level)
         constant = (end.mean, end.trace, end.beta, end.steps)
@@ -336,7 +336,7 @@ class _Live(torch.autograd.Function):
                 lives.lessons,
                 lives.segment,
                 ctx.checkpoints,
-                ctx.norms,
+                ctx.lasts,
                 ctx.end,
                 entropy,
                 logit,

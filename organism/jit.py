@@ -72,8 +72,8 @@ def aligned(shape: tuple[int, ...], dtype: type[np.generic] = np.float32) -> npt
     """Make room for an array that starts on a cache line: no vector of it spans two of them."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     room = np.empty(size + _ALIGNMENT_BYTES, np.uint8)
-    start = -room.ctypes.data % _ALIGNMENT_BYTES
-    return room[start : start + size].view(dtype).reshape(shape)
+    start = -room.__array_interface__["data"][0] % _ALIGNMENT_BYTES
+    return np.ndarray(shape, dtype, room, start)
 
 
 def aligned_copy(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

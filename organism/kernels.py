@@ -253,9 +253,9 @@ def laid_out(memory: F32, d_in: int, d_hidden: int) -> tuple[Scratch, Tape]:
     return scratch, row
 
 
-def new_tape(steps: int, d_in: int, d_hidden: int) -> Tape:
-    """Make room for a number of steps."""
-    inputs, responses = (steps, d_in), (steps, d_hidden)
+def new_tape(steps: tuple[int, ...], d_in: int, d_hidden: int) -> Tape:
+    """Make room for many steps, on as many leading axes as given."""
+    inputs, responses = (*steps, d_in), (*steps, d_hidden)
     return Tape(
         aligned(inputs),
         aligned(inputs),
@@ -263,8 +263,8 @@ def new_tape(steps: int, d_in: int, d_hidden: int) -> Tape:
         aligned(inputs),
         aligned(responses),
         aligned(responses),
-        aligned((steps, max(d_in, d_hidden))),
-        aligned((steps, 4)),
+        aligned((*steps, max(d_in, d_hidden))),
+        aligned((*steps, 4)),
     )
 
 
@@ -317,7 +317,7 @@ def borrowed_tape(tape: Tape) -> Tape:
 
 @kernel()
 def row_of(tape: Tape, t: int) -> Tape:
-    """One step of a tape of many."""
+    """One of a tape's leading axis: a step, or all steps of one lifetime."""
     return Tape(
         tape.x[t],
         tape.short_term[t],
@@ -779,8 +779,12 @@ def _move_by_mlp(
                 t2 = s2 if t2 < s2 else t2
                 t3 = s3 if t3 < s3 else t3
                 total[j] += (c0 * t0 + c1 * t1) + (c2 * t2 + c3 * t3)
-        for j in range(w.shape[1]):
-            w[i, j] += step * total[j] + kappa * (innate[i, j] - w[i, j])
+        if kappa:
+            for j in range(w.shape[1]):
+                w[i, j] += step * total[j] + kappa * (innate[i, j] - w[i, j])
+        else:
+            for j in range(w.shape[1]):
+                w[i, j] += step * total[j]
         _after_row(constants, i, w, norms)
 
 
@@ -1004,7 +1008,7 @@ def live(
     beta: F32,
     segment: int,
     checkpoints: State,
-    norms: F32,
+    lasts: Tape,
     memory: F32,
 ) -> None:
     """Live one lifetime on, in place, ``organism.lifetime.live``.
@@ -1021,16 +1025,21 @@ def live(
         beta: takes β after each step, ``(steps,)``.
         segment: steps between two checkpoints; 0: none.
         checkpoints: takes the state before each segment, ``(segments, ...)``.
-        norms: takes the norms of the last step of each, ``(segments, max(d_in, d_hidden))``.
+        lasts: takes what the last step of each leaves behind, ``(segments, ...)``.
         memory: ``memory_for`` the genome.
     """
     state, theta, innate = borrowed_state(state), borrowed_theta(theta), borrowed(innate)
     inputs, memory = borrowed(inputs), borrowed(memory)
     lessons = Lessons(borrowed(lessons.targets), lessons.ratios, lessons.phases)
-    scratch, row = laid_out(memory, state.w.shape[0], state.w.shape[1])
+    lasts, waits = borrowed_tape(lasts), may_wait(constants, theta_at(theta, 0))
+    scratch, spare = laid_out(memory, state.w.shape[0], state.w.shape[1])
     for t in range(inputs.shape[0]):
+        row = spare
+        if segment and ((t + 1) % segment == 0 or t + 1 == inputs.shape[0]):
+            row = row_of(lasts, t // segment)
         if segment and t % segment == 0:
-            settle(state.w, scratch)
+            if waits:
+                settle(state.w, scratch)
             keep(state, checkpoints, t // segment)
         entropy[t], logit[t] = step(
             constants,
@@ -1044,9 +1053,8 @@ def live(
             scratch,
         )
         beta[t] = state.gains[BETA]
-        if segment and ((t + 1) % segment == 0 or t + 1 == inputs.shape[0]):
-            copy(row.norms, norms[t // segment])
-    settle(state.w, scratch)
+    if waits:
+        settle(state.w, scratch)
 
 
 @kernel()
@@ -1064,7 +1072,7 @@ def live_all(
     beta: F32,
     segment: int,
     checkpoints: State,
-    norms: F32,
+    lasts: Tape,
     memory: F32,
 ) -> None:
     """Do ``live`` for some lifetimes of a batch, from first to before last.
@@ -1073,7 +1081,7 @@ def live_all(
     differ.
     """
     states, checkpoints = borrowed_state(states), borrowed_state(checkpoints)
-    inputs, targets, norms = borrowed(inputs), borrowed(lessons.targets), borrowed(norms)
+    inputs, targets, lasts = borrowed(inputs), borrowed(lessons.targets), borrowed_tape(lasts)
     for i in range(first, last):
         live(
             constants,
@@ -1087,7 +1095,7 @@ def live_all(
             beta[i],
             segment,
             state_of(checkpoints, i),
-            norms[i],
+            row_of(lasts, i),
             memory,
         )
 

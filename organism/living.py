@@ -77,7 +77,7 @@ class LivingCortex:
             beta,
             0,
             self._no_checkpoints,
-            self._no_norms,
+            self._no_tape,
             self._memory,
         )
         return Trace(entropy, _sigmoid(logit), beta)
@@ -98,7 +98,7 @@ class LivingCortex:
         """Go back, or forth, to a state."""
         self._state = copied(state)
         nothing: Any = (part[None][:0] for part in self._state)
-        self._no_norms = np.empty((0, 0), np.float32)
+        self._no_tape = kernels.new_tape((0,), *self._state.w.shape)
         self._no_checkpoints = State(*nothing)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from organism.cortex import CortexState, newborn, recall
+from organism.cortex import CortexState, newborn, respond
 from organism.genome import Genome, new_genome
 from organism.lab.report import Table, spread
 from organism.lab.tables import changed
@@ -83,7 +83,7 @@ def _lived(
     cues, targets = (part[:_PAIRS] for part in task.fresh)
     with torch.no_grad():
         lived = task.learn(genome, cues, targets, {})
-        reached = _nmse(recall(genome, lived, cues).h, targets)
+        reached = _nmse(respond(genome, lived, cues), targets)
     memories = {"short_term": lived.short_term, "long_term": lived.long_term}
     start = replace(newborn(genome, len(cues)), **memories)
     return genome, start, (cues, targets), reached
@@ -99,11 +99,11 @@ def _descended(
     course: list[float] = []
     for _ in range(steps):
         optimiser.zero_grad()
-        error = recall(genome, replace(start, w=w), cues).h - targets
+        error = respond(genome, replace(start, w=w), cues) - targets
         torch.autograd.backward(error.square().sum() / 2)
         optimiser.step()
         with torch.no_grad():
-            course.append(_nmse(recall(genome, replace(start, w=w), cues).h, targets))
+            course.append(_nmse(respond(genome, replace(start, w=w), cues), targets))
     return course
 
 

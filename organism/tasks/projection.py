@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from organism.config import GenomeConfig, Settings
-from organism.cortex import CortexState, newborn, recall
+from organism.cortex import CortexState, newborn, respond
 from organism.encoder import encode
 from organism.genome import Genome
 from organism.lifetime import live
@@ -123,6 +123,6 @@ class ProjectionTask:
         like = genome.theta["log_alpha"]
         cues, targets = cues.to(like), targets.to(like)
         state = self.learn(genome, cues, targets, memories)
-        answer = recall(genome, state, cues).h
+        answer = respond(genome, state, cues)
         mse = (answer - targets).square().mean()
         return mse, mse / targets.square().mean(), state
