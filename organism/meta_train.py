@@ -51,7 +51,7 @@ from organism.tasks.familiarity import FamiliarityTask
 from organism.tasks.projection import ProjectionTask
 from organism.tasks.protocol import Metrics, Task
 
-TRAINING_SCHEMA = 2
+TRAINING_SCHEMA = 3
 
 _KIND = "training"
 _WARM_UP_STEPS = 10
@@ -117,6 +117,8 @@ class Run:
         self.skipped = 0
         self.rollbacks = 0
         self._skips_in_a_row = 0
+        self._mean: dict[str, Tensor] = {}
+        self._averaged = 0
         self._learning = {n: t for n, t in self.theta.items() if n.split(".")[0] in config.trained}
         for tensor in self._learning.values():
             tensor.requires_grad_()
@@ -125,8 +127,9 @@ class Run:
 
     @property
     def genome(self) -> Genome:
-        """The genome as it is now, cut from the autograd graph, on the CPU."""
-        theta = {name: tensor.detach().cpu().clone() for name, tensor in self.theta.items()}
+        """The genome as it is now, or on average, cut from the autograd graph, on the CPU."""
+        now = self.theta | self._mean
+        theta = {name: tensor.detach().cpu().clone() for name, tensor in now.items()}
         others = set(TASKS) - {self.config.task}
         training = self.config.model_dump(mode="json", exclude={"genome", *others})
         return Genome(self.config.genome, theta, {"training": training, "steps_done": self.index})
@@ -160,6 +163,7 @@ class Run:
             self._good_copy = self._optimisation()
         self._adam.step()
         self._bound()
+        self._average()
         self._skips_in_a_row = 0
 
     @torch.no_grad()
@@ -169,6 +173,20 @@ class Run:
         if mixing is not None:
             size = mixing[1:].abs().sum()
             mixing[1:] *= (MAX_MEMORY_MIXING / size).clamp_max(1)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Take θ into the mean, in the last outer steps: it is nearer to where they lead.
+
+        Polyak & Juditsky, "Acceleration of stochastic approximation by averaging" (1992).
+        """
+        steps = self.config.outer_steps
+        if self.index + 1 <= steps - round(self.config.averaging * steps):
+            return
+        self._averaged += 1
+        for name, tensor in self._learning.items():
+            mean = self._mean.setdefault(name, tensor.detach().clone())
+            mean += (tensor - mean) / self._averaged
 
     def _skip(self) -> None:
         """Leave θ as it is and start new lives: the old ones may hold what was not finite."""
@@ -222,9 +240,11 @@ class Run:
             "skipped": self.skipped,
             "rollbacks": self.rollbacks,
             "skips_in_a_row": self._skips_in_a_row,
+            "averaged": self._averaged,
             "rival": None if self.rival is None else to_bytes(self.rival),
         }
-        tensors = self._optimisation() | carry | copy
+        mean = {f"mean.{name}": tensor for name, tensor in self._mean.items()}
+        tensors = self._optimisation() | carry | copy | mean
         return tensorfile.pack(_KIND, TRAINING_SCHEMA, meta, tensors)
 
     @classmethod
@@ -247,7 +267,8 @@ class Run:
             run = cls(config, Genome(config.genome, under("theta.")), device, rival)
             run._restore(tensors)
             run._good_copy = under("copy.")
-            run.carry = under("carry.")
+            run.carry, run._mean = under("carry."), under("mean.")
+            run._averaged = meta["averaged"]
             run.index, run.skipped = meta["index"], meta["skipped"]
             run.rollbacks, run._skips_in_a_row = meta["rollbacks"], meta["skips_in_a_row"]
         except KeyError as error:

@@ -36,6 +36,9 @@ class MetaTrainConfig(Settings):
         "constant",
         description="rate over the run; cosine: warmed up over 10 steps, falling to a tenth",
     )
+    averaging: float = Field(
+        0.0, ge=0, lt=1, description="share of the outer steps, the last, that θ is averaged over"
+    )
     clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
     trained: tuple[Part, ...] = Field(
         ("rule",), description="parts of θ that learn [D26 §5.1: the rule]"
@@ -126,6 +129,7 @@ _ASSOCIATION = MetaTrainConfig(
     outer_steps=300,
     learning_rate=2e-2,
     schedule="cosine",
+    averaging=1 / 3,
     trained=("rule", "log_alpha"),
     genome=GenomeConfig(
         rule=RuleConfig(

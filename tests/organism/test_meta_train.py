@@ -38,6 +38,7 @@ SMALL_FAMILIARITY = MetaTrainConfig(
 SMALL_PROJECTION = PRESETS["original"].model_copy(
     update={
         "outer_steps": 6,
+        "averaging": 0.5,
         "genome": small_config("mlp", normalisation="row", centring=False),
         "projection": ProjectionConfig(bank=3, fresh=3, whole_bank=True),
     }
@@ -83,7 +84,7 @@ def test_a_seed_is_a_run(config: MetaTrainConfig) -> None:
 
 
 @CONFIGS
-@pytest.mark.parametrize("at", [0, 1, 4])
+@pytest.mark.parametrize("at", [0, 1, 5])
 def test_a_resumed_run_ends_as_an_unbroken_one(config: MetaTrainConfig, at: int) -> None:
     """Saved, read again and gone on with at any step: the same losses and bits."""
     unbroken = fresh(config)
@@ -103,6 +104,20 @@ def test_training_lowers_the_loss(config: MetaTrainConfig) -> None:
     before = run.task.held_out(run.genome)[key]
     losses(run)
     assert run.task.held_out(run.genome)[key] < before
+
+
+def test_the_last_steps_are_averaged() -> None:
+    """The genome is the mean over the share asked for, and until then the last θ."""
+    run, courses = fresh(SMALL_PROJECTION), []
+    for _ in range(SMALL_PROJECTION.outer_steps):
+        run.outer_step()
+        courses.append({name: tensor.detach().clone() for name, tensor in run.theta.items()})
+        if len(courses) <= 3:
+            assert all(torch.equal(run.genome.theta[n], t) for n, t in courses[-1].items())
+    for name, tensor in run.genome.theta.items():
+        expected = torch.stack([theta[name] for theta in courses[3:]]).mean(0)
+        torch.testing.assert_close(tensor, expected)
+    assert not torch.equal(run.genome.theta["rule.w1"], courses[-1]["rule.w1"])
 
 
 def test_only_the_trained_parts_learn() -> None:

@@ -74,6 +74,17 @@ def test_only_phases_undo_an_error() -> None:
     assert found[False, 5] < found[False, 1] + 0.02
 
 
+def test_what_is_known_by_heart_is_answered() -> None:
+    """As strongly as was drawn, whatever the cortex was born with."""
+    genome, rng = delta_rule(1.0), np.random.default_rng(0)
+    pairs = draw_pairs(40, 3, genome.config, rng)
+    state = association._knowing(newborn(genome, 3), pairs, rng)
+    drive = torch.atanh(answer(genome, state, pairs.keys)) * pairs.targets
+    strength = float(drive.median())
+    assert 0.5 < strength < 2
+    torch.testing.assert_close(drive, torch.full_like(drive, strength), rtol=0.1, atol=0.1)
+
+
 def test_answers_are_scored_by_direction_and_by_sign() -> None:
     """Size does not matter; an answer of zero is half wrong and points nowhere."""
     targets = torch.tensor([[1.0, -1.0, 1.0, -1.0]])
