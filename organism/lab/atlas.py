@@ -32,7 +32,7 @@ from organism.lab.anatomy import (
     r_squared,
     visited,
 )
-from organism.lab.drawing import new_figure
+from organism.lab.drawing import legend_below, new_figure
 from organism.lab.report import Drawing, Report, Table
 from organism.portrait import name_of
 from organism.presets import PRESETS
@@ -301,7 +301,7 @@ def _one_synapse(genome: Genome) -> list[Table | Drawing]:
             table.append([face or "rule", f"{pre:g}", f"{post:g}", _told(points)])
         panel.axhline(0, color="0.5", linewidth=0.8)
         panel.set(xlabel=f"w{', ' + face if face else ''}", ylabel="Δw")
-    panels[0][0].legend(fontsize=8)
+    legend_below(figure, panels[0][0], len(_ACTIVITIES))
     drawing = Drawing(
         "one-synapse",
         "One synapse whose activities stay: filled where its weight comes to rest, open where it "

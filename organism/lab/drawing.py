@@ -29,6 +29,12 @@ def new_figure(height_inches: float, rows: int = 1, columns: int = 1, sharey: bo
     return figure, figure.subplots(rows, columns, squeeze=False, sharey=sharey)
 
 
+def legend_below(figure: Any, panel: Any, columns: int) -> None:
+    """Name what a panel shows below the figure, where it hides nothing."""
+    named = panel.get_legend_handles_labels()
+    figure.legend(*named, fontsize=8, loc="outside lower center", ncols=columns)
+
+
 def curves(
     panel: Any, xs: Sequence[float], courses: Mapping[str, Sequence[Sequence[float]]]
 ) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from organism.config import GenomeConfig
 from organism.genome import Genome, new_genome
-from organism.lab.drawing import curves, new_figure
+from organism.lab.drawing import curves, legend_below, new_figure
 from organism.lab.protocols import (
     COUNTS,
     LASTS,
@@ -252,8 +252,7 @@ def _capacity_parts(values: Values, seeds: Sequence[int]) -> list[Table | Drawin
         panel.set(xlabel="pairs stored in 64 × 64 synapses", title=f"each shown {times}")
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("cosine of answer and target")
-    named = panels[0][0].get_legend_handles_labels()
-    figure.legend(*named, fontsize=8, loc="outside lower center", ncols=5)
+    legend_below(figure, panels[0][0], 5)
     drawing = Drawing("capacity", "Capacity: what is recalled of N pairs, mean and spread", figure)
     tables = [
         _table(
