@@ -697,7 +697,7 @@ def _through_reading(
             along += g_a[j] * w[i, j]
         g_z[i] += along
     # Few losses ask what the innate weights answered: a pass less over them.
-    if dot(g_innate_a, g_innate_a) > 0:
+    if dot(g_innate_a, g_innate_a) != 0:
         for i in range(w.shape[0]):
             g_z[i] += dot(g_innate_a, innate[i])
 
