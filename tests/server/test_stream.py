@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from server.patience import _MOST_FRAGMENTS
 from tests.server.conftest import Daemon
 
 
@@ -109,8 +109,13 @@ def test_a_message_in_pieces_without_end_is_refused(daemon: Daemon) -> None:
     with socket(daemon) as ws:
         ws.send([b"in ", *[b""] * 1000, b"pieces\n"])
         assert acknowledged(ws, start + 10)[-1] == start + 10
+        # Up to the piece that is one too many: who sends on may find the connection gone.
+        with ws.send_context():
+            ws.protocol.send_binary(b"", fin=False)
+            for _ in range(_MOST_FRAGMENTS):
+                ws.protocol.send_continuation(b"", fin=False)
         with pytest.raises(ConnectionClosed) as caught:
-            ws.send(itertools.repeat(b""))
+            ws.recv(timeout=30)
         assert caught.value.rcvd is not None
         assert caught.value.rcvd.code == 1009
     assert daemon.status()["offset"] == start + 10
