@@ -1,10 +1,11 @@
 """The vector-Jacobian product of a lifetime of ``organism.kernels``: reverse mode, recomputed.
 
-A lifetime keeps its state once a segment. Going back, each segment is lived again, this time with
-W and a few vectors kept at every step; what a rule computes within a step is never kept but
-computed anew. With segments of one step nothing is learned twice. With segments of √steps memory
-grows with √steps only, and the whole costs one forward pass more; Griewank & Walther, "Algorithm
-799: Revolve" (2000), have better schedules, this one is enough here.
+A lifetime keeps its state once a segment, and what the segment's last step read. Going back, each
+segment is lived again, this time with W and a few vectors kept at every step; what a rule computes
+within a step is never kept but computed anew. With segments of one step nothing is read or learned
+twice. With segments of √steps memory grows with √steps only, and the whole costs one forward pass
+more; Griewank & Walther, "Algorithm 799: Revolve" (2000), have better schedules, this one is enough
+here.
 
 θ gets the gradient; inputs, targets and the first state are constants of meta-training and get
 none. β is a piecewise constant function of θ, so that no gradient passes through it, as in

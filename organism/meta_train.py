@@ -176,7 +176,7 @@ class Run:
 
     @torch.no_grad()
     def _average(self) -> None:
-        """Take θ into the mean, in the last outer steps: it is nearer to where they lead.
+        """Take θ into the mean of the last outer steps, which is nearer to where they lead.
 
         Polyak & Juditsky, "Acceleration of stochastic approximation by averaging" (1992).
         """
