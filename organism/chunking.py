@@ -66,7 +66,7 @@ def chunk_spans(
     return _spans(np.frombuffer(data, np.uint8), limits, chunking == "lines", size_bytes)
 
 
-@kernel()
+@kernel(release=False)
 def _spans(data: Bytes, ends: npt.NDArray[np.int64], lines: bool, size_bytes: int) -> Spans:
     nowhere = np.empty((0, 2), np.int64)
     spans = np.empty((_walk(data, ends, lines, size_bytes, nowhere), 2), np.int64)

@@ -83,15 +83,20 @@ def encode_spans(data: bytes, spans: Spans, config: EncoderConfig, width: int) -
     Raises:
         ValueError: a chunk is empty.
     """
-    empty = np.flatnonzero(spans[:, 0] >= spans[:, 1])
-    if len(empty):
-        raise ValueError(f"chunk {empty[0]} is empty: a chunk needs at least one byte")
-    table, raw = embedding_table(config, width), config.orders == (1,)
     vectors = np.zeros((len(spans), width), np.float32)
-    message = np.frombuffer(data, np.uint8)
-    weight, distinct, unit = np.float32(config.digit_weight), config.distinct, config.unit_norm
-    for order in config.orders:
-        _pool(message, spans, order, raw, distinct, unit, weight, table, vectors)
+    empty = _pool(
+        np.frombuffer(data, np.uint8),
+        spans,
+        np.array(config.orders),
+        config.orders == (1,),
+        config.distinct,
+        config.unit_norm,
+        np.float32(config.digit_weight),
+        embedding_table(config, width),
+        vectors,
+    )
+    if empty >= 0:
+        raise ValueError(f"chunk {empty} is empty: a chunk needs at least one byte")
     return vectors
 
 
@@ -99,39 +104,58 @@ def encode_spans(data: bytes, spans: Spans, config: EncoderConfig, width: int) -
 def _pool(
     data: Bytes,
     spans: Spans,
-    order: int,
+    orders: npt.NDArray[np.int64],
     raw: bool,
     distinct: bool,
     unit_norm: bool,
     digit_weight: Number,
     table: F32,
     vectors: F32,
-) -> None:
-    """Add the mean row of each chunk's n-grams of one order to its vector."""
+) -> int:
+    """Add the mean row of each chunk's n-grams of each order to its vector, which is zeros.
+
+    Returns:
+        Number of the first chunk that is empty, where there is one; else −1.
+    """
     buckets, width = table.shape
-    seen_in = np.full(buckets if distinct else 0, -1, np.int32)
     longest = 0
     for c in range(spans.shape[0]):
+        if spans[c, 1] <= spans[c, 0]:
+            return c
         longest = max(longest, spans[c, 1] - spans[c, 0])
+    seen_in = np.full(buckets if distinct else 0, -1, np.int32)
     rows, weights = np.empty(longest, np.int64), np.empty(longest, np.float32)
     total = np.empty(width, np.float32)
     for c in range(spans.shape[0]):
         start, end = spans[c, 0], spans[c, 1]
-        count = _look_up(
-            data, start, end, order, raw, digit_weight, buckets, c, seen_in, rows, weights
-        )
-        _sum_rows(table, rows, weights, count, total)
-        sum_ = np.float32(0)
-        for k in range(count):
-            sum_ += weights[k]
-        factor = np.float32(1) / sum_
-        if unit_norm:
-            square = np.float32(0)
+        for o in range(orders.shape[0]):
+            number = c * orders.shape[0] + o
+            count = _look_up(
+                data,
+                start,
+                end,
+                orders[o],
+                raw,
+                digit_weight,
+                buckets,
+                number,
+                seen_in,
+                rows,
+                weights,
+            )
+            _sum_rows(table, rows, weights, count, total)
+            sum_ = np.float32(0)
+            for k in range(count):
+                sum_ += weights[k]
+            factor = np.float32(1) / sum_
+            if unit_norm:
+                square = np.float32(0)
+                for j in range(width):
+                    square += total[j] * total[j]
+                factor = np.float32(1) / max(np.float32(math.sqrt(square)), _NORM_FLOOR)
             for j in range(width):
-                square += total[j] * total[j]
-            factor = np.float32(1) / max(np.float32(math.sqrt(square)), _NORM_FLOOR)
-        for j in range(width):
-            vectors[c, j] += factor * total[j]
+                vectors[c, j] += factor * total[j]
+    return -1
 
 
 @kernel()
@@ -152,7 +176,7 @@ def _look_up(
 
     A chunk shorter than the order is its own n-gram. The window's bytes, and how many of them are
     digits, are carried from one n-gram to the next. With room in ``seen_in``, which notes the
-    number of the last chunk that each row was looked up for, a row counts once.
+    number of the last look-up that found each row, a row counts once.
     """
     span = min(order, end - start)
     gram, digits, count = np.uint64(0), 0, 0

@@ -104,7 +104,9 @@ def _borrowed(typing_context: Any, array: Any) -> Any:
 borrowed: Any = intrinsic(_borrowed)
 
 
-def kernel(*, reassociate: bool = True) -> Callable[[_Function], _Function]:
+def kernel(
+    *, reassociate: bool = True, release: bool = True
+) -> Callable[[_Function], _Function]:
     """Compile a function on its first call.
 
     The machine code is cached; where there is no folder to write to, it is compiled anew in each
@@ -113,9 +115,11 @@ def kernel(*, reassociate: bool = True) -> Callable[[_Function], _Function]:
     Args:
         reassociate: let sums be reordered; off where the order of operations carries the
             precision. Multiply-adds are contracted in any case.
+        release: let other threads run meanwhile; off where it is over sooner than another thread
+            would give the interpreter back.
     """
     options: dict[str, Any] = {
-        "nogil": True,
+        "nogil": release,
         "error_model": "numpy",
         "fastmath": _FAST if reassociate else {"contract"},
     }
