@@ -140,12 +140,13 @@ class _Server(uvicorn.Server):
     """uvicorn's server, which is not ready from the moment it stops, or cannot recover."""
 
     def __init__(self, settings: ServerSettings, engine: Engine, metrics: Metrics) -> None:
+        served = make_app(settings, engine, metrics)
         super().__init__(
             uvicorn.Config(
-                make_app(settings, engine, metrics),
+                served.app,
                 host=settings.host,
                 port=settings.port,
-                http=patient(settings, metrics),
+                http=patient(settings, metrics, served.express),
                 ws=PatientSocket,
                 ws_max_size=settings.body_limit_bytes,
                 timeout_graceful_shutdown=settings.stop_timeout_s,

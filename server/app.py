@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server import errors, wire
 from server.door import Door
 from server.engine import Engine
+from server.express import Express
 from server.ingest import Ingest
 from server.metrics import Metrics
 from server.replies import Replies
@@ -24,13 +25,26 @@ from server.settings import ServerSettings
 from server.stream import Stream
 
 
-def make_app(settings: ServerSettings, engine: Engine, metrics: Metrics) -> ASGIApp:
+class Served(NamedTuple):
+    """What is served.
+
+    Attributes:
+        app: the application.
+        express: the short way past it, for those requests that it takes.
+    """
+
+    app: ASGIApp
+    express: Express
+
+
+def make_app(settings: ServerSettings, engine: Engine, metrics: Metrics) -> Served:
     """Build the application around an engine, which its caller starts and stops."""
-    retrainer = Retrainer(engine, metrics)
+    retrainer, replies = Retrainer(engine, metrics), Replies(engine)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        express.give_up()
         await retrainer.stop()
 
     app = _Described(
@@ -40,12 +54,13 @@ def make_app(settings: ServerSettings, engine: Engine, metrics: Metrics) -> ASGI
         lifespan=lifespan,
     )
     app.asks_for_key = settings.api_key is not None
-    replies = Replies()
-    ingest = Ingest(settings, engine, replies)
+    ingest = Ingest(settings, replies)
     app.include_router(make_router(settings, engine, retrainer, metrics, replies, ingest))
     app.add_exception_handler(errors.Problem, _on_problem)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    return Door(_ShortWay(app, ingest, Stream(settings, engine)), settings, metrics)
+    door = Door(_PastTheFramework(app, ingest, Stream(settings, engine)), settings, metrics)
+    express = Express(settings, door, replies)
+    return Served(door, express)
 
 
 class _Described(FastAPI):
@@ -63,8 +78,8 @@ class _Described(FastAPI):
         return document
 
 
-class _ShortWay:
-    """Takes messages past the framework, to the apps that serve them."""
+class _PastTheFramework:
+    """Takes messages to the apps that serve them."""
 
     def __init__(self, app: ASGIApp, ingest: ASGIApp, stream: ASGIApp) -> None:
         self._app = app

@@ -14,6 +14,7 @@ import itertools
 import logging
 import re
 import secrets
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -69,7 +70,7 @@ class Door:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        marks = _marks(scope)
+        marks = _marks(dict(scope["headers"]))
         request_id = marks.request_id
         scope.setdefault("state", {})["request_id"] = request_id
         started = False
@@ -78,7 +79,7 @@ class Door:
             nonlocal started
             started = True
             if message.get("status", 200) >= 400:
-                self._refused(scope, message["status"], request_id)
+                self.refused(scope, message["status"], request_id)
             if message["type"] in ("http.response.start", "websocket.accept"):
                 message["headers"] = [
                     *message.get("headers", ()),
@@ -86,10 +87,10 @@ class Door:
                 ]
             await send(message)
 
-        refusal = self._refusal(scope, marks)
+        refusal = self._refusal(scope["path"], marks)
         if refusal is not None and scope["type"] == "websocket":
             # What is closed before it was accepted is answered with 403, and no word.
-            self._refused(scope, 403, request_id)
+            self.refused(scope, 403, request_id)
             reason = refusal.title.lower()
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": reason})
             return
@@ -109,7 +110,13 @@ class Door:
                 raise
             await errors.problem_response(errors.failed(), request_id)(scope, receive, send_with_id)
 
-    def _refused(self, scope: Scope, status: int, request_id: str) -> None:
+    def admits(self, path: str, headers: Mapping[bytes, bytes]) -> str | None:
+        """Give a request an id if it may come in; None where it is to be refused."""
+        marks = _marks(headers)
+        return marks.request_id if self._refusal(path, marks) is None else None
+
+    def refused(self, scope: Scope, status: int, request_id: str) -> None:
+        """Count a refusal."""
         self._metrics.refused(status)
         # Not the query, which may hold a cue. At debug level, so that no client floods the log.
         _log.debug(
@@ -122,14 +129,14 @@ class Door:
             },
         )
 
-    def _refusal(self, scope: Scope, marks: _Marks) -> Problem | None:
+    def _refusal(self, path: str, marks: _Marks) -> Problem | None:
         if marks.host and (len(marks.host) > _LONGEST_HOST or not self._is_ours(marks.host)):
             return errors.unknown_host(marks.host.decode("latin-1"))
         if marks.origin is not None and marks.origin.lower().partition(b"://")[2] != (
             marks.host.lower()
         ):
             return errors.cross_origin(marks.origin.decode("latin-1"))
-        if self._key is None or scope["path"] in self._open_paths:
+        if self._key is None or path in self._open_paths:
             return None
         return None if hmac.compare_digest(marks.key, self._key) else errors.unauthorised()
 
@@ -143,18 +150,13 @@ class Door:
         return True
 
 
-def _marks(scope: Scope) -> _Marks:
-    """Read the headers that every request is asked for, in one pass."""
-    request_id, key, host, origin = "", b"", b"", None
-    for name, value in scope["headers"]:
-        if name == b"host":
-            host = value
-        elif name == b"authorization":
-            key = value
-        elif name == b"origin":
-            origin = value
-        elif name == b"x-request-id":
-            request_id = value.decode("latin-1")
+def _marks(headers: Mapping[bytes, bytes]) -> _Marks:
+    request_id = headers.get(b"x-request-id", b"").decode("latin-1")
     if not request_id or not _REQUEST_ID.fullmatch(request_id):
         request_id = f"{_PROCESS_ID}-{next(_request_numbers):x}"
-    return _Marks(request_id, key, host, origin)
+    return _Marks(
+        request_id,
+        headers.get(b"authorization", b""),
+        headers.get(b"host", b""),
+        headers.get(b"origin"),
+    )

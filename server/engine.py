@@ -1,8 +1,9 @@
 """The engine: sole owner of the organism. Intake and learner, each on a thread, and its memory.
 
 A message goes from the intake's queue through the journal to the learner, and its receipt to
-whoever sent it. The learner's thread recovers at start, folds commits, and answers reads of the
-cortex between chunks, never waiting for the disk. Knows nothing of HTTP.
+whoever sent it. The learner's thread recovers at start, folds commits while they are synced, and
+answers reads of the cortex between chunks, never waiting for the disk. What cannot be synced is
+unlearned, before anybody has been told of it. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 
@@ -22,9 +23,8 @@ from organism.genome import Genome, compatible, to_bytes
 from server import errors
 from server.episodes import Episodes
 from server.errors import Problem
-from server.intake import Commit, Duplicate, Intake, Sink
+from server.intake import Commit, Duplicate, Intake, Promise, Sink
 from server.learner import (
-    BATCH_BYTES,
     CueReading,
     Learner,
     batches,
@@ -97,7 +97,7 @@ class Engine:
         self._journal = Journal(journal_folder(folder), self._disk, settings.segment_bytes)
         self._snapshots = Snapshots(snapshot_folder(folder), self._disk)
         self._legacy = legacy_snapshot(folder)
-        self._intake = Intake(settings, metrics, self._journal, self._committed)
+        self._intake = Intake(settings, metrics, self._journal, self._committed, self._settled)
         self.episodes = Episodes(settings.episode_chunks, settings.episode_bytes)
         self.observer = Observer()
         self._probe = Probe(self.recall, self.episodes, self.observer)
@@ -106,7 +106,7 @@ class Engine:
         self._condition = threading.Condition(threading.Lock())
         self._commits: deque[Commit] = deque()
         self._reads: deque[Callable[[], None]] = deque()
-        self._draining = self._gone = self._stopped = False
+        self._has_recovered = self._draining = self._gone = self._stopped = False
         self._fault: Callable[[], Problem] | None = None
         self._deadline = float("inf")
         self._progress = 0.0
@@ -192,26 +192,29 @@ class Engine:
         Returns:
             The receipt, once the message is learned; or the ``Problem`` that refused it.
         """
-        future: Future[Receipt] = _promise()
-        self.put(message, upload_offset, future)
+        future = Promise()
+        self.put([message], upload_offset, future)
         self.wake()
         return future
 
-    def put(self, message: bytes, upload_offset: int | None, receipt: Sink) -> None:
-        """Queue a message of at least one byte to be journalled and learned.
+    def put(self, messages: Iterable[bytes], upload_offset: int | None, receipts: Sink) -> int:
+        """Queue messages of at least one byte each, to be journalled and learned in their order.
 
         Args:
-            message: its bytes.
-            upload_offset: where the writer believes the stream to be; judged when the message's
-                turn comes.
-            receipt: takes the receipt, once the message is learned, or the ``Problem`` that
-                refused it.
+            messages: their bytes.
+            upload_offset: where the writer believes the stream to be before the first; judged when
+                the turn of each comes.
+            receipts: takes the receipt of each, once it is learned, or the ``Problem`` that refused
+                it.
+
+        Returns:
+            How many were taken, those that there is room for.
 
         Raises:
-            Problem: not ready, or too many bytes wait.
+            Problem: none was: not ready, or too many bytes wait.
         """
         self._must_have_recovered()
-        self._intake.put(message, upload_offset, receipt)
+        return self._intake.put(messages, upload_offset, receipts)
 
     def wake(self) -> None:
         """Have what was put looked at: once for many messages."""
@@ -223,7 +226,7 @@ class Engine:
         Answered between two chunks, after at most a block of them; while learning has stopped, too.
         """
         self._must_have_recovered()
-        future: Future[CueReading] = _promise()
+        future = Promise()
 
         def read() -> None:
             try:
@@ -253,7 +256,7 @@ class Engine:
                 "the new genome has another encoder, shape or innate weights than the cortex: "
                 "train it from the running genome"
             )
-        future: Future[Life] = _promise()
+        future = Promise()
         self._intake.put_genome(to_bytes(genome), future)
         return future
 
@@ -313,10 +316,6 @@ class Engine:
             if self._state_dir is not None:
                 self._state_dir.close()
 
-    @property
-    def _has_recovered(self) -> bool:
-        return self.recovered.done() and self.recovered.exception() is None
-
     def _must_have_recovered(self) -> None:
         if not self._has_recovered:
             raise errors.not_ready(self._progress)
@@ -324,6 +323,11 @@ class Engine:
     def _committed(self, commit: Commit) -> None:
         with self._condition:
             self._commits.append(commit)
+            self._condition.notify()
+
+    def _settled(self, commit: Commit, failure: Problem | None) -> None:
+        with self._condition:
+            commit.settled, commit.failure = True, failure
             self._condition.notify()
 
     @torch.inference_mode()
@@ -339,27 +343,19 @@ class Engine:
         except BaseException as error:  # whoever started it is told
             self.recovered.set_exception(error)
             return
+        self._has_recovered = True
         self.recovered.set_result(None)
         while True:
             with self._condition:
                 while not (self._commits or self._reads or self._draining):
                     self._condition.wait()
-                commits = self._next()
-                if not commits and not self._reads:
+                commit = self._commits.popleft() if self._commits else None
+                if commit is None and not self._reads:
                     self._gone = True
                     return
             self._answer_reads()
-            if commits:
-                self._learn(commits)
-
-    def _next(self) -> list[Commit]:
-        """Take commits to be learned together; the caller holds the condition."""
-        commits: list[Commit] = []
-        size = 0
-        while self._commits and size < BATCH_BYTES:
-            commits.append(self._commits.popleft())
-            size += commits[-1].size
-        return commits
+            if commit is not None:
+                self._learn(commit)
 
     def _between(self) -> None:
         self._answer_reads()
@@ -370,32 +366,52 @@ class Engine:
         while self._reads:
             self._reads.popleft()()
 
-    def _learn(self, commits: list[Commit]) -> None:
-        """Learn what is in the journal, then answer everyone in order."""
-        records = [record for commit in commits for record in commit.records]
+    def _await(self, commit: Commit) -> None:
+        """Wait until a commit is on the disk, and answer reads meanwhile.
+
+        Raises:
+            Problem: it cannot be brought there.
+        """
+        while not commit.settled:
+            with self._condition:
+                while not (commit.settled or self._reads):
+                    self._condition.wait()
+            self._answer_reads()
+        if commit.failure is not None:
+            raise commit.failure
+
+    def _learn(self, commit: Commit) -> None:
+        """Learn what is in the journal; once it is on the disk, answer everyone in order."""
         outcomes: list[Receipt | Life] = []
         if self._fault is None:
             try:
-                outcomes = self._learner.fold(records, self._between, self._lived)
+                outcomes = self._learner.fold(
+                    commit.records, self._between, partial(self._await, commit), self._lived
+                )
+                self._await(commit)
+            except Problem:
+                pass  # the commit's failure
             except Stopped:
                 self._fault = errors.not_ready
             except Exception:  # the learner's edge: the journal has what it could not learn
                 _log.critical("learning has stopped: a fault", exc_info=True)
                 self._fault = errors.halted
                 self._intake.refuse(errors.halted)
+        refusal = self._fault() if self._fault is not None else commit.failure
         following = iter(outcomes)
-        for commit in commits:
-            self._intake.released(commit)
-            for sink, verdict in commit.answers:
-                if isinstance(verdict, Problem):
-                    sink.set_exception(verdict)
-                elif self._fault is not None:
-                    sink.set_exception(self._fault())
-                elif isinstance(verdict, Duplicate):
-                    beta = self._learner.life.beta
-                    sink.set_result(Receipt(verdict.end, 0, None, None, beta, duplicate=True))
-                else:
-                    sink.set_result(next(following))
+        self._intake.released(commit)
+        for sink, verdict in commit.answers:
+            if isinstance(verdict, Problem):
+                sink.set_exception(verdict)
+            elif refusal is not None:
+                sink.set_exception(refusal)
+            elif isinstance(verdict, Duplicate):
+                beta = self._learner.life.beta
+                sink.set_result(Receipt(verdict.end, 0, None, None, beta, duplicate=True))
+            else:
+                sink.set_result(next(following))
+        for sink, _ in commit.answers:
+            sink.flush()
 
     def _lived(self, stretch: Stretch) -> None:
         self.observer.note(stretch)
@@ -470,10 +486,3 @@ class Engine:
                 self.snapshot()
             except Exception as error:  # the thread's edge
                 _log.error("no snapshot could be taken, the journal goes on: %s", error)
-
-
-def _promise() -> Future[Any]:
-    """A future of something that is done once it is taken: a client that leaves cannot undo it."""
-    future: Future[Any] = Future()
-    future.set_running_or_notify_cancel()
-    return future

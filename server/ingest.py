@@ -5,7 +5,6 @@ from __future__ import annotations
 from starlette.types import Receive, Scope, Send
 
 from server import errors, wire
-from server.engine import Engine
 from server.errors import Problem
 from server.replies import Replies
 from server.settings import ServerSettings
@@ -14,9 +13,8 @@ from server.settings import ServerSettings
 class Ingest:
     """Learns from a message and answers with its receipt."""
 
-    def __init__(self, settings: ServerSettings, engine: Engine, replies: Replies) -> None:
+    def __init__(self, settings: ServerSettings, replies: Replies) -> None:
         self._limit = settings.body_limit_bytes
-        self._engine = engine
         self._replies = replies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -32,7 +30,7 @@ class Ingest:
         try:
             offset = None if claimed is None else wire.parse_offset(claimed)
             message = await wire.read_bytes(receive, kind, "message", "data", self._limit)
-            receipt = await self._replies.submit(self._engine, message, offset)
+            receipt = await self._replies.submit(message, offset)
         except Problem as problem:
             response = errors.problem_response(problem, scope["state"]["request_id"])
             await response(scope, receive, send)

@@ -1,8 +1,9 @@
-"""The intake: messages in, commits out. What a commit holds is in the journal, and on the disk.
+"""The intake: messages in, commits out. What a commit holds is in the journal.
 
 Owns the queue of what waits, its bound in bytes, the journal while it is appended to, and the
 verdict on each message's offset: learned once, a duplicate, or refused. On one thread. One sync
-stands for all messages that wait together.
+stands for all messages that wait together; a commit is delivered before it, so that it can be
+learned meanwhile, and says when it may be told of.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from server import errors
@@ -44,27 +46,47 @@ _T = TypeVar("_T")
 
 
 class Sink(Protocol):
-    """Takes what became of a message, on the learner's thread; a ``Future`` is one."""
+    """Takes what became of a message, on the learner's thread."""
 
     def set_result(self, result: Any, /) -> None:
         """Take its receipt."""
 
-    def set_exception(self, exception: BaseException, /) -> None:
+    def set_exception(self, exception: Problem, /) -> None:
         """Take what refused it."""
 
+    def flush(self) -> None:
+        """Pass on what was taken: all who were told together have been."""
 
-class Commit(NamedTuple):
+
+class Promise(Future[Any]):
+    """A future of something that is done once it is taken: a client that leaves cannot undo it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_running_or_notify_cancel()
+
+    def flush(self) -> None:
+        """Nothing is left to pass on."""
+
+
+@dataclass(eq=False)
+class Commit:
     """Messages that were judged together.
 
     Attributes:
         records: in the journal, to be learned in order.
         answers: whom to tell what, in order; each ``learned`` stands for the next record.
         size: bytes that no longer wait once they are told.
+        settled: whether the records are on the disk, or whatever the policy asks for; before, none
+            may be told of.
+        failure: why they could not be brought there: none of them is in the journal.
     """
 
     records: list[Record]
     answers: list[tuple[Sink, Verdict]]
     size: int
+    settled: bool = False
+    failure: Problem | None = None
 
 
 class _Waiting(NamedTuple):
@@ -90,11 +112,13 @@ class Intake:
         metrics: Metrics,
         journal: Journal,
         deliver: Callable[[Commit], None],
+        settle: Callable[[Commit, Problem | None], None],
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._journal = journal
         self._deliver = deliver
+        self._settle = settle
         self._kind = next(kind for kind, name in CHUNKINGS.items() if name == settings.chunking)
         self._condition = threading.Condition(threading.Lock())
         self._queue: deque[_Waiting] = deque()
@@ -122,18 +146,32 @@ class Intake:
             self._running = True
         self._thread.start()
 
-    def put(self, message: bytes, claimed: int | None, sink: Sink) -> None:
-        """Queue a message of at least one byte; ``wake`` has it looked at.
+    def put(self, messages: Iterable[bytes], claimed: int | None, sink: Sink) -> int:
+        """Queue messages of at least one byte each, one behind the other; ``wake`` has them seen.
 
         Args:
-            message: its bytes.
-            claimed: where the writer believes the stream to be; judged when its turn comes.
-            sink: told what became of it.
+            messages: their bytes.
+            claimed: where the writer believes the stream to be before the first; judged when the
+                turn of each comes.
+            sink: told what became of each, in order.
+
+        Returns:
+            How many were taken, those that there is room for.
 
         Raises:
-            Problem: not open, or too many bytes wait.
+            Problem: none was: not open, or too many bytes wait.
         """
-        self._put(_Waiting(self._kind, message, claimed, sink))
+        taken = 0
+        with self._condition:
+            for message in messages:
+                if not self._take(_Waiting(self._kind, message, claimed, sink)):
+                    break
+                taken += 1
+                if claimed is not None:
+                    claimed += len(message)
+        if not taken:
+            raise errors.overloaded()
+        return taken
 
     def put_genome(self, genome: bytes, sink: Sink) -> None:
         """Queue a genome that takes over, in order with the messages.
@@ -141,8 +179,11 @@ class Intake:
         Raises:
             Problem: not open, or too many bytes wait.
         """
-        self._put(_Waiting(Kind.GENOME, genome, None, sink))
-        self.wake()
+        with self._condition:
+            taken = self._take(_Waiting(Kind.GENOME, genome, None, sink))
+            self._condition.notify()
+        if not taken:
+            raise errors.overloaded()
 
     def wake(self) -> None:
         """Have the thread look at what was put: once for many messages."""
@@ -203,14 +244,15 @@ class Intake:
         if self._thread.is_alive():
             self._thread.join()
 
-    def _put(self, waiting: _Waiting) -> None:
-        with self._condition:
-            if self._refusal is not None:
-                raise self._refusal()
-            if self.queued_bytes + len(waiting.payload) > self.queue_limit_bytes:
-                raise errors.overloaded()
-            self._queue.append(waiting)
-            self.queued_bytes += len(waiting.payload)
+    def _take(self, waiting: _Waiting) -> bool:
+        """Queue what waits, if there is room; the caller holds the condition."""
+        if self._refusal is not None:
+            raise self._refusal()
+        if self.queued_bytes + len(waiting.payload) > self.queue_limit_bytes:
+            return False
+        self._queue.append(waiting)
+        self.queued_bytes += len(waiting.payload)
+        return True
 
     def _run(self) -> None:
         while True:
@@ -259,14 +301,19 @@ class Intake:
                 verdicts = [problem] * len(batch)
             except Exception as error:  # the thread's edge: whoever waits is told
                 verdicts = [self._failed(error)] * len(batch)
-        if records:
-            self._offset = self._journal.offset
         answers = [
             (waiting.sink, verdict) for waiting, verdict in zip(batch, verdicts, strict=True)
         ]
         with self._condition:
             self._ahead += 1
-        self._deliver(Commit(records, answers, size))
+        commit = Commit(records, answers, size)
+        self._deliver(commit)
+        failure = None
+        if records and self._settings.fsync == "always":
+            failure = self._sync()
+        if records and failure is None:
+            self._offset = self._journal.offset
+        self._settle(commit, failure)
 
     def _append(self, batch: list[_Waiting], verdicts: Sequence[Verdict]) -> list[Record]:
         width = self._settings.chunk_bytes
@@ -284,15 +331,13 @@ class Intake:
                 _log.warning("disk full: %d messages are refused", len(batch))
                 raise errors.disk_full() from error
             raise self._failed(error) from error
-        if self._settings.fsync == "always" and (problem := self._sync()):
-            raise problem
         return records
 
     def _sync(self) -> Problem | None:
         start = time.monotonic()
         try:
             self._journal.sync()
-        except OSError as error:
+        except Exception as error:  # the thread's edge: whoever waits is told
             return self._failed(error)
         self._synced_at = time.monotonic()
         self._metrics.journal_fsync.observe(self._synced_at - start)

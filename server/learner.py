@@ -70,6 +70,7 @@ class Learner:
         self,
         records: Sequence[Record],
         between: Callable[[], None] = lambda: None,
+        settled: Callable[[], None] = lambda: None,
         lived: Callable[[Stretch], None] = lambda _: None,
     ) -> list[Receipt | Life]:
         """Live through records, in order.
@@ -77,6 +78,8 @@ class Learner:
         Args:
             records: that follow the life's last.
             between: called between blocks of chunks; what it raises ends the fold.
+            settled: called when a group of records has been learned, and before the life moves on;
+                what it raises ends the fold, and the group was never learned.
             lived: told of the chunks that were learned together.
 
         Returns:
@@ -88,8 +91,9 @@ class Learner:
         outcomes: list[Receipt | Life] = []
         for (kind, _), group in groupby(records, key=lambda record: (record.kind, record.width)):
             if kind in MESSAGES:
-                outcomes += self._live([*group], between, lived)
+                outcomes += self._live([*group], between, settled, lived)
             else:
+                settled()
                 outcomes += [self._turn(record) for record in group]
         return outcomes
 
@@ -113,12 +117,14 @@ class Learner:
         self,
         records: Sequence[Record],
         between: Callable[[], None],
+        settled: Callable[[], None],
         lived: Callable[[Stretch], None],
     ) -> list[Receipt]:
         before = self.life
         data, ends, spans = _cut(records)
         try:
             trace = self._learn(data, spans, between)
+            settled()
             new = self.episodes.add(data, spans, before.offset + spans[:, 0])
         except BaseException:
             self._cortex.restore(before.kept)

@@ -9,16 +9,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
+from starlette.types import Scope
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
 from server import errors
 from server.errors import Problem
+from server.express import Express
 from server.metrics import Metrics
 from server.settings import ServerSettings
 
@@ -54,9 +63,11 @@ class _Patient(HttpToolsProtocol):
 
     limits: ServerSettings
     metrics: Metrics
+    express: Express
     _since: float | None = None  # a request has begun to come in
     _unread_since: float | None = None  # replies have begun to wait for their reader
     _timer: asyncio.TimerHandle | None = None
+    _begun: tuple[RequestResponseCycle, ASGI3Application] | None = None  # and not passed on yet
     _in_head = True
     _progressed = False
     _head_bytes = 0  # or of what else comes before, between and behind the bytes of a body
@@ -118,9 +129,47 @@ class _Patient(HttpToolsProtocol):
             # The parser does not tell of line ends before a request.
             self._since = self.loop.time()
         super().data_received(data)
+        self._pass_on()
         self._head_bytes = 0 if self._progressed else self._head_bytes + len(data)
         if self._head_bytes > _HEAD_LIMIT_BYTES and not self.transport.is_closing():
             self._refuse(errors.head_too_large(_HEAD_LIMIT_BYTES))
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._pass_on()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """Wait with a request until all of it that has come is parsed."""
+        self._begun = cycle, app
+
+    def _pass_on(self) -> None:
+        """Pass the request that has begun to the engine, if that can be, or to the application."""
+        if self._begun is None:
+            return
+        (cycle, app), self._begun = self._begun, None
+        may_be_answered = not (self.flow.write_paused or cycle.waiting_for_100_continue)
+        taken = (
+            not cycle.more_body
+            and may_be_answered
+            and self.express.take(
+                cast(Scope, cycle.scope), bytes(cycle.body), partial(self._answer, cycle)
+            )
+        )
+        if not taken:
+            super()._start_asgi_task(cycle, app)
+
+    def _answer(self, cycle: RequestResponseCycle, status: int, head: bytes, body: bytes) -> None:
+        """Write a whole reply, as the cycle would."""
+        if cycle.disconnected:
+            return
+        cycle.response_started = cycle.response_complete = True
+        ours = b"".join(b"%b: %b\r\n" % header for header in cycle.default_headers)
+        close = b"" if cycle.keep_alive else b"connection: close\r\n"
+        self.transport.write(b"".join((STATUS_LINE[status], ours, head, close, b"\r\n", body)))
+        if not cycle.keep_alive:
+            self.transport.close()
+        on_response, cycle.on_response = cycle.on_response, _nothing
+        on_response()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -187,8 +236,29 @@ class _Patient(HttpToolsProtocol):
         return bool(self.pipeline) or (self._in_head and not answered)
 
 
+class _Together(asyncio.Queue[Any]):
+    """Events for the application; binary messages that wait together are one, with a list."""
+
+    _queue: deque[Any]
+
+    def _put(self, item: Any) -> None:
+        if "bytes" not in item:
+            super()._put(item)
+        elif self._queue and "frames" in self._queue[-1]:
+            self._queue[-1]["frames"].append(item["bytes"])
+        else:
+            super()._put({"type": item["type"], "frames": [item["bytes"]]})
+
+
 class PatientSocket(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, which takes no message in pieces without end, and reads no text."""
+    """uvicorn's WebSocket, which passes on together what came together.
+
+    It takes no message in pieces without end, and reads no text.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.queue = _Together()
 
     def handle_cont(self, event: Frame) -> None:
         """Take one more piece of a message."""
@@ -206,9 +276,13 @@ class PatientSocket(WebSocketsSansIOProtocol):
         super().send_receive_event_to_app()
 
 
-def patient(settings: ServerSettings, metrics: Metrics) -> type[HttpToolsProtocol]:
+def patient(
+    settings: ServerSettings, metrics: Metrics, express: Express
+) -> type[HttpToolsProtocol]:
     """Make the protocol that serves a connection within the limits of these settings."""
-    return type("Patient", (_Patient,), {"limits": settings, "metrics": metrics})
+    return type(
+        "Patient", (_Patient,), {"limits": settings, "metrics": metrics, "express": express}
+    )
 
 
 def listen(settings: ServerSettings) -> socket.socket:
@@ -233,6 +307,10 @@ def listen(settings: ServerSettings) -> socket.socket:
         timeout_ms = max(int(settings.request_timeout_s * 1000), 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
     return listener
+
+
+def _nothing() -> None:
+    """Called when a reply is complete: the cycle must not hold its protocol for ever."""
 
 
 def _response(problem: Problem) -> bytes:

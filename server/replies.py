@@ -4,92 +4,129 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from server.engine import Engine
+from server.errors import Problem
 from server.wire import Receipt
 
 _T = TypeVar("_T")
 
+Take: TypeAlias = Callable[[Any, BaseException | None], None]
+"""Takes a result, or what there is instead of one; in the event loop."""
+
 
 class Replies:
-    """Answers of the engine, awaited by the coroutines of one event loop.
+    """Answers of the engine, for those of one event loop who wait.
 
-    Waking a loop from another thread costs a system call. A batch of messages is learned together
-    and answered together: the first answer wakes the loop, the others ride along.
+    Waking a loop from another thread costs a system call, and so does waking the engine. Messages
+    that come together are put together; they are learned together and answered together, and the
+    loop is woken once.
     """
 
-    def __init__(self) -> None:
-        self._come: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._come: deque[tuple[Take, Any, BaseException | None]] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = False
         self._waking = False
 
-    def submit(
-        self, engine: Engine, message: bytes, upload_offset: int | None
-    ) -> asyncio.Future[Receipt]:
-        """Put a message to the engine; return what a coroutine can await its receipt by.
+    def put(self, message: bytes, upload_offset: int | None, take: Take) -> None:
+        """Put a message to the engine, and have its receipt, or the ``Problem``, taken.
 
-        The learner is woken when the loop has put all that had come: they make one batch.
+        Raises:
+            Problem: the engine does not take the message.
         """
-        reply: Reply[Receipt] = Reply(self)
-        engine.put(message, upload_offset, reply)
+        self._engine.put((message,), upload_offset, _Sink(self, take))
         if not self._waking:
             self._waking = True
-            reply.waiting.get_loop().call_soon(self._wake, engine)
-        return reply.waiting
+            self._running_loop().call_soon(self._wake)
+
+    def submit(self, message: bytes, upload_offset: int | None) -> asyncio.Future[Receipt]:
+        """Put a message to the engine; return what a coroutine can await its receipt by.
+
+        Raises:
+            Problem: the engine does not take the message.
+        """
+        waiting: asyncio.Future[Receipt] = self._running_loop().create_future()
+        self.put(message, upload_offset, _resolve(waiting))
+        return waiting
 
     def wait(self, future: Future[_T]) -> asyncio.Future[_T]:
         """Return what a coroutine of the running loop can await a future by."""
-        reply: Reply[_T] = Reply(self)
-        future.add_done_callback(reply.take)
-        return reply.waiting
+        waiting: asyncio.Future[_T] = self._running_loop().create_future()
+        take = _resolve(waiting)
 
-    def add(self, waiting: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-        """Bring an answer, from any thread."""
-        # Appended before the flag is read, as it is cleared before the queue is read: none is
-        # left behind.
-        self._come.append((waiting, result, error))
-        if not self._woken:
+        def bring(done: Future[_T]) -> None:
+            error = done.exception()
+            self.add(take, None if error else done.result(), error)
+            self.flush()
+
+        future.add_done_callback(bring)
+        return waiting
+
+    def add(self, take: Take, result: Any, error: BaseException | None) -> None:
+        """Bring an answer, from any thread; it is handed out after the next ``flush``."""
+        self._come.append((take, result, error))
+
+    def flush(self) -> None:
+        """Wake the loop if there is something to hand out, from any thread."""
+        # Appended before the flag is read, as it is cleared before the queue is looked at for the
+        # last time: none is left behind.
+        if self._come and not self._woken:
             self._woken = True
+            assert self._loop is not None, "nobody has asked"
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                waiting.get_loop().call_soon_threadsafe(self._hand_out)
+                self._loop.call_soon_threadsafe(self._hand_out)
 
-    def _wake(self, engine: Engine) -> None:
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
+
+    def _wake(self) -> None:
         self._waking = False
-        engine.wake()
+        self._engine.wake()
 
     def _hand_out(self) -> None:
-        self._woken = False
         while self._come:
-            waiting, result, error = self._come.popleft()
-            if waiting.done():  # whoever waited has left
-                continue
-            if error is None:
-                waiting.set_result(result)
-            else:
-                waiting.set_exception(error)
+            while self._come:
+                take, result, error = self._come.popleft()
+                take(result, error)
+            self._woken = False
 
 
-class Reply(Generic[_T]):
-    """One answer on its way: a sink for the engine, with a future for a coroutine."""
+class _Sink:
+    """What the engine tells of a message, on its way into the loop."""
 
-    __slots__ = ("_replies", "waiting")
+    __slots__ = ("_replies", "_take")
 
-    def __init__(self, replies: Replies) -> None:
+    def __init__(self, replies: Replies, take: Take) -> None:
         self._replies = replies
-        self.waiting: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        self._take = take
 
-    def set_result(self, result: _T, /) -> None:
-        """Take the answer."""
-        self._replies.add(self.waiting, result, None)
+    def set_result(self, result: Any, /) -> None:
+        self._replies.add(self._take, result, None)
 
-    def set_exception(self, exception: BaseException, /) -> None:
-        """Take the refusal."""
-        self._replies.add(self.waiting, None, exception)
+    def set_exception(self, exception: Problem, /) -> None:
+        self._replies.add(self._take, None, exception)
 
-    def take(self, future: Future[_T]) -> None:
-        """Take what a future was done with."""
-        error = future.exception()
-        self._replies.add(self.waiting, None if error else future.result(), error)
+    def flush(self) -> None:
+        self._replies.flush()
+
+
+def _resolve(waiting: asyncio.Future[Any]) -> Take:
+    """Make what hands an answer to whoever awaits a future."""
+
+    def take(result: Any, error: BaseException | None) -> None:
+        if waiting.done():  # whoever waited has left
+            return
+        if error is None:
+            waiting.set_result(result)
+        else:
+            waiting.set_exception(error)
+
+    return take

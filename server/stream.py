@@ -1,10 +1,14 @@
-"""``WS /ingest/ws`` as a bare ASGI app: frames in, acknowledgements out, a bounded window."""
+"""``WS /ingest/ws`` as a bare ASGI app: frames in, acknowledgements out, a bounded window.
+
+Its server passes on all binary frames that wait for it as one event, whose ``frames`` are a list:
+an event for each would cost more than learning from it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from urllib.parse import parse_qs
 
@@ -82,23 +86,31 @@ class _Window:
         self._learned = 0
         self._counted = 0
         self._receipt: Receipt | None = None
-        self._refusal: BaseException | None = None
+        self._refusal: Problem | None = None
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._waking = False
         self._told = False
 
-    def put(self, frame: bytes, offset: int | None) -> None:
-        """Put a frame to the engine; it is woken when the loop has put all that had come.
+    def put(self, frames: Sequence[bytes], offset: int | None) -> int:
+        """Put frames to the engine; it is woken when the loop has put all that had come.
+
+        Args:
+            frames: that came together, at least one.
+            offset: where the writer believes the stream to be before the first.
+
+        Returns:
+            How many were taken: those that the window, and the engine, have room for.
 
         Raises:
-            Problem: the engine does not take it.
+            Problem: the engine takes none.
         """
-        self._engine.put(frame, offset, self)
-        self._open += 1
+        taken = self._engine.put(frames[: self._size - self._open], offset, self)
+        self._open += taken
         if not self._waking:
             self._waking = True
             self._loop.call_soon(self._wake)
+        return taken
 
     def set_result(self, receipt: Receipt, /) -> None:
         """Take a receipt, on the learner's thread."""
@@ -106,12 +118,17 @@ class _Window:
         if self._refusal is None:
             self._receipt = receipt
             self._learned += 1
-            self._tell()
 
-    def set_exception(self, error: BaseException, /) -> None:
+    def set_exception(self, error: Problem, /) -> None:
         """Take a refusal, on the learner's thread; the first counts."""
         self._refusal = self._refusal or error
-        self._tell()
+
+    def flush(self) -> None:
+        """Wake the loop, once for all that was taken."""
+        if not self._told and (self._learned > self._counted or self._refusal is not None):
+            self._told = True
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._hear)
 
     @property
     def full(self) -> bool:
@@ -155,13 +172,6 @@ class _Window:
         self._waking = False
         self._engine.wake()
 
-    def _tell(self) -> None:
-        """Wake the loop, once for all that a batch brings."""
-        if not self._told:
-            self._told = True
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                self._loop.call_soon_threadsafe(self._hear)
-
     def _hear(self) -> None:
         self._told = False
         self._changed.set()
@@ -172,13 +182,19 @@ async def _take(scope: Scope, receive: Receive, window: _Window) -> None:
     try:
         offset = _opening_offset(scope)
         while True:
-            if window.full:
-                await window.room()
-            frame = _frame(await receive())
-            window.put(frame, offset)
-            if offset is not None:
-                # Behind a refused frame, every other claims a place that the stream is not at.
-                offset += len(frame)
+            frames = _frames(await receive())
+            whole = frames.index(b"") if b"" in frames else len(frames)
+            first = 0
+            while first < whole:
+                if window.full:
+                    await window.room()
+                last = first + window.put(frames[first:whole], offset)
+                if offset is not None:
+                    # Behind a refused frame, every other claims a place that the stream is not at.
+                    offset += sum(map(len, frames[first:last]))
+                first = last
+            if whole < len(frames):
+                raise _Refused(_INVALID_PAYLOAD, "a frame has at least one byte")
     except (Problem, _Refused) as refusal:
         await window.drained()
         raise _refusal(refusal) from refusal
@@ -194,15 +210,14 @@ def _opening_offset(scope: Scope) -> int | None:
     return parse_offset(query["offset"][0])
 
 
-def _frame(message: Message) -> bytes:
+def _frames(message: Message) -> list[bytes]:
+    """Read the frames that came together; at least one."""
     if message["type"] == "websocket.disconnect":
         raise _Left
-    data: bytes | None = message.get("bytes")
-    if data is None:
+    frames: list[bytes] | None = message.get("frames")
+    if frames is None:
         raise _Refused(_UNSUPPORTED_DATA, "send binary frames, not text")
-    if not data:
-        raise _Refused(_INVALID_PAYLOAD, "a frame has at least one byte")
-    return data
+    return frames
 
 
 async def _acknowledge(send: Send, window: _Window) -> None:

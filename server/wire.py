@@ -6,12 +6,12 @@ Owns the formats and their refusals; knows nothing of the organism.
 from __future__ import annotations
 
 import base64
-import json
 from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, field_serializer
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive
@@ -22,8 +22,6 @@ OCTETS = "application/octet-stream"
 MSGPACK = "application/vnd.msgpack"
 PROBLEM = "application/problem+json"
 _MSGPACK_TYPES = (MSGPACK, "application/msgpack", "application/x-msgpack")
-
-_TO_JSON = json.JSONEncoder(separators=(",", ":")).encode
 
 # msgpack framing of a one-key map around the bytes: a limit on the body must leave room for it.
 _FRAMING_BYTES = 64
@@ -249,7 +247,7 @@ def pack_receipt(accepted: str, receipt: Receipt) -> tuple[bytes, bytes]:
     fields = receipt._asdict()
     if accepted and _accepts_msgpack(accepted):
         return MSGPACK.encode(), msgpack.packb(fields)
-    return b"application/json", _TO_JSON(fields).encode()
+    return b"application/json", to_json(fields)
 
 
 def _accepts_msgpack(accepted: str) -> bool:

@@ -80,6 +80,7 @@ LAYERS = [
     "server.engine",
     "server.replies",
     "server.ingest",
+    "server.express",
     "server.retrain",
     "server.events",
     "server.routes",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import Future
+from typing import cast
 
 import pytest
 
+from server.engine import Engine
 from server.errors import Problem, not_ready
 from server.replies import Replies
 
@@ -16,7 +18,7 @@ def test_answers_come_to_whoever_waits() -> None:
     """Results and refusals of another thread, each to its own."""
 
     async def ask() -> list[object]:
-        replies = Replies()
+        replies = Replies(cast(Engine, None))
         futures: list[Future[int]] = [Future() for _ in range(50)]
         waiting = [replies.wait(future) for future in futures]
 
@@ -48,7 +50,7 @@ def test_a_batch_wakes_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
             return wake(*arguments)  # type: ignore[arg-type]
 
         monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
-        replies = Replies()
+        replies = Replies(cast(Engine, None))
         futures: list[Future[int]] = [Future() for _ in range(20)]
         waiting = [replies.wait(future) for future in futures]
         for future in futures:
@@ -63,7 +65,7 @@ def test_whoever_has_left_is_passed_over() -> None:
     """A cancelled waiter does not keep the others from their answers."""
 
     async def ask() -> int:
-        replies = Replies()
+        replies = Replies(cast(Engine, None))
         left, stays = Future[int](), Future[int]()
         replies.wait(left).cancel()
         waiting = replies.wait(stays)

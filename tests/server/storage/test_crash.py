@@ -12,12 +12,10 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,6 +23,7 @@ from organism.genome import to_bytes
 from server.engine import Engine
 from server.episodes import Episodes
 from server.errors import Problem
+from server.intake import Promise
 from server.learner import Learner
 from server.metrics import Metrics
 from server.settings import ServerSettings
@@ -144,9 +143,9 @@ class Driver:
         self.was_full = True
         self.disk.mark("sent", *REFUSED)
         self.disk.fill_up_after(RECORD_BYTES + len(REFUSED[0]) + 10)
-        told: list[Future[Any]] = [Future(), Future()]
+        told = [Promise(), Promise()]
         for message, future in zip(REFUSED, told, strict=True):
-            self.engine.put(message, None, future)
+            self.engine.put([message], None, future)
         self.engine.wake()
         for future in told:
             with pytest.raises(Problem, match="disk is full"):

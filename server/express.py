@@ -1,0 +1,112 @@
+"""``POST /ingest`` by the short way: a small message goes from the parser to the engine.
+
+A task, and an application called with three dictionaries, cost more than learning what a small
+message says. So that a request that has come whole, and that nothing speaks against, is put to the
+engine where it was parsed, and answered where its receipt comes in. All others, those that are to
+be refused among them, are ``server.ingest``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from starlette.types import Scope
+
+from server import errors, wire
+from server.door import Door
+from server.errors import Problem
+from server.replies import Replies
+from server.settings import ServerSettings
+from server.wire import Receipt
+
+_OCTETS = wire.OCTETS.encode()
+
+Answer: TypeAlias = Callable[[int, bytes, bytes], None]
+"""Writes a whole reply: status, lines of the head with their ends, body."""
+
+
+class Express:
+    """Takes whole requests that ask for nothing special."""
+
+    def __init__(self, settings: ServerSettings, door: Door, replies: Replies) -> None:
+        self._limit = settings.body_limit_bytes
+        self._door = door
+        self._replies = replies
+        self._waiting: set[_Posted] = set()
+
+    def take(self, scope: Scope, body: bytes, answer: Answer) -> bool:
+        """Learn from the body of a request, if it is one to be learned from.
+
+        Args:
+            scope: the request.
+            body: all of it.
+            answer: called once, later, if the request is taken.
+
+        Returns:
+            Whether it is taken; if it is not, nothing has happened.
+        """
+        if scope["path"] != "/ingest" or scope["method"] != "POST":
+            return False
+        headers = dict(scope["headers"])
+        if headers.get(b"content-type", _OCTETS) != _OCTETS or not 0 < len(body) <= self._limit:
+            return False
+        request_id = self._door.admits(scope["path"], headers)
+        if request_id is None:
+            return False
+        claimed = headers.get(b"upload-offset")
+        posted = _Posted(self, scope, request_id, headers.get(b"accept", b""), answer)
+        try:
+            offset = None if claimed is None else wire.parse_offset(claimed.decode("latin-1"))
+            self._replies.put(body, offset, posted.take)
+        except Problem:
+            return False
+        self._waiting.add(posted)
+        return True
+
+    def give_up(self) -> None:
+        """Answer all that still wait: the daemon stops, and has no more time for them."""
+        for posted in [*self._waiting]:
+            posted.take(None, errors.not_ready())
+
+    def answered(self, posted: _Posted) -> bool:
+        """Note that a request is answered; whether it was not before."""
+        if posted not in self._waiting:
+            return False
+        self._waiting.remove(posted)
+        return True
+
+    def refused(self, scope: Scope, problem: Problem, request_id: str) -> None:
+        """Count a refusal, as the door would."""
+        self._door.refused(scope, problem.status, request_id)
+
+
+class _Posted:
+    """A request that was taken."""
+
+    __slots__ = ("_accepted", "_answer", "_express", "_request_id", "_scope")
+
+    def __init__(
+        self, express: Express, scope: Scope, request_id: str, accepted: bytes, answer: Answer
+    ) -> None:
+        self._express = express
+        self._scope = scope
+        self._request_id = request_id
+        self._accepted = accepted
+        self._answer = answer
+
+    def take(self, receipt: Receipt | None, refusal: BaseException | None) -> None:
+        """Answer with a receipt, or with what refused the message."""
+        if not self._express.answered(self):
+            return
+        if receipt is not None:
+            media_type, body = wire.pack_receipt(self._accepted.decode("latin-1"), receipt)
+            head = b"content-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
+            self._answer(200, head % (media_type, len(body), self._request_id.encode()), body)
+            return
+        problem = refusal if isinstance(refusal, Problem) else errors.failed()
+        self._express.refused(self._scope, problem, self._request_id)
+        response = errors.problem_response(problem, self._request_id)
+        head = b"".join(b"%b: %b\r\n" % header for header in response.raw_headers)
+        head += b"x-request-id: %b\r\n" % self._request_id.encode()
+        self._answer(problem.status, head, bytes(response.body))
