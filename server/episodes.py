@@ -12,6 +12,7 @@ import math
 import random
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,7 +73,11 @@ class Episodes:
         self._lock = threading.Lock()
 
     def add(
-        self, data: bytes, spans: Spans, offsets: npt.NDArray[np.int64]
+        self,
+        data: bytes,
+        spans: Spans,
+        offsets: npt.NDArray[np.int64],
+        settled: Callable[[], None] = lambda: None,
     ) -> npt.NDArray[np.bool_]:
         """Remember chunks in the order they were lived; the oldest give way.
 
@@ -80,6 +85,8 @@ class Episodes:
             data: bytes that hold the chunks.
             spans: where each starts and ends in them, ``(chunks, 2)``.
             offsets: where each starts in the stream, ``(chunks,)``.
+            settled: called when all that can be done before is done; what it raises ends the call,
+                and nothing has been remembered.
 
         Returns:
             Which of them were not remembered when their turn came, ``(chunks,)``.
@@ -90,6 +97,7 @@ class Episodes:
             vectors, norms = _embedded(data, some)
             starts = offsets[first : first + _ADDED_AT_ONCE]
             where = zip(some.tolist(), starts.tolist(), strict=True)
+            settled()
             with self._lock:
                 placed = [self._place(data[a:b], offset) for (a, b), offset in where]
                 slots = np.array([slot for slot, _ in placed])

@@ -124,8 +124,8 @@ class Learner:
         data, ends, spans = _cut(records)
         try:
             trace = self._learn(data, spans, between)
+            new = self.episodes.add(data, spans, before.offset + spans[:, 0], settled)
             settled()
-            new = self.episodes.add(data, spans, before.offset + spans[:, 0])
         except BaseException:
             self._cortex.restore(before.kept)
             raise

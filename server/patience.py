@@ -66,6 +66,7 @@ class _Patient(HttpToolsProtocol):
     express: Express
     _since: float | None = None  # a request has begun to come in
     _unread_since: float | None = None  # replies have begun to wait for their reader
+    _idle_since = 0.0  # the last reply was written
     _timer: asyncio.TimerHandle | None = None
     _begun: tuple[RequestResponseCycle, ASGI3Application] | None = None  # and not passed on yet
     _in_head = True
@@ -80,7 +81,7 @@ class _Patient(HttpToolsProtocol):
         if len(self.connections) > self.limits.connections:
             self._refuse(errors.too_many_connections())
         else:
-            self._timer = self.loop.call_later(self.limits.request_timeout_s, self._look)
+            self._look_again(self.limits.request_timeout_s)
 
     def pause_writing(self) -> None:
         self._unread_since = self.loop.time()
@@ -135,8 +136,15 @@ class _Patient(HttpToolsProtocol):
             self._refuse(errors.head_too_large(_HEAD_LIMIT_BYTES))
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._pass_on()
+        # As uvicorn's, without its timer for each reply: one timer looks after the connection.
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self._idle_since = self.loop.time()
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            self._pass_on()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         """Wait with a request until all of it that has come is parsed."""
@@ -208,12 +216,21 @@ class _Patient(HttpToolsProtocol):
             self._unread_since = now
         begun = [since for since in (self._since, self._unread_since) if since is not None]
         due = min(begun, default=now) + timeout_s
-        if now < due:
-            self._timer = self.loop.call_later(due - now, self._look)
+        is_idle = not begun and self.cycle is not None and self.cycle.response_complete
+        if is_idle and now >= self._idle_since + self.timeout_keep_alive:
+            self.transport.close()
+            self._look_again(timeout_s)
+        elif now < due:
+            self._look_again(due - now)
         elif self._unread_since is not None:
             self.transport.abort()
         else:
             self._refuse(errors.too_slow(timeout_s))
+
+    def _look_again(self, patience_s: float) -> None:
+        """Look once more when the time is over, or when the connection could be idle."""
+        patience_s = min(patience_s, self.timeout_keep_alive)
+        self._timer = self.loop.call_later(patience_s, self._look)
 
     def _forget(self) -> None:
         """Let go of the timer: it would keep the connection's memory."""
@@ -228,7 +245,7 @@ class _Patient(HttpToolsProtocol):
             self.transport.write(_response(problem))
         self.transport.close()
         self._forget()
-        self._timer = self.loop.call_later(self.limits.request_timeout_s, self._look)
+        self._look_again(self.limits.request_timeout_s)
 
     def _is_behind(self) -> bool:
         """Whether an earlier request than the one that comes in is still to be answered."""
