@@ -410,7 +410,7 @@ class Engine:
                 sink.set_result(Receipt(verdict.end, 0, None, None, beta, duplicate=True))
             else:
                 sink.set_result(next(following))
-        for sink, _ in commit.answers:
+        for sink in {sink for sink, _ in commit.answers}:
             sink.flush()
 
     def _lived(self, stretch: Stretch) -> None:

@@ -109,6 +109,19 @@ def test_no_room_for_a_snapshot(tmp_path: Path) -> None:
         assert running.snapshot().offset == 12
 
 
+def test_what_cannot_be_synced_is_unlearned(tmp_path: Path) -> None:
+    """It is learned while it is synced: where that fails, recall is as if it had never come."""
+    disk = Faulty()
+    with engine(tmp_path, disk) as running:
+        running.submit(b"told\n").result(timeout=30)
+        before = running.life, running.recall(b"not told").result(timeout=30)
+        disk.broken = True
+        assert refused(running, b"not told\n").slug == "learning-stopped"
+        disk.broken = False
+        assert (running.life, running.recall(b"not told").result(timeout=30)) == before
+        assert len(running.episodes.all()) == 1
+
+
 def test_a_failed_sync_stops_learning(tmp_path: Path) -> None:
     """Nothing more is taken, recall goes on; a start on a good disk has all that was told."""
     disk = Faulty()

@@ -53,6 +53,40 @@ def test_one_sync_stands_for_all_that_wait(tmp_path: Path) -> None:
         assert disk.syncs == before + 2
 
 
+def test_a_message_is_learned_while_it_is_synced(tmp_path: Path) -> None:
+    """The cortex has it before the disk; nobody is told, and the life has not moved on."""
+    disk = Slow()
+    with engine(tmp_path, disk, fsync="always") as running:
+        running.submit(b"the first segment begins\n").result(timeout=60)
+        before, unknown = running.life, running.recall(b"a new line").result(timeout=30)
+        disk.gate.clear()
+        receipt = running.submit(b"a new line\n")
+        until(lambda: running.recall(b"a new line").result(timeout=30) != unknown)
+        assert not receipt.done()
+        assert running.life is before
+        assert running.offset == before.offset
+        assert running.episodes.search(b"a new line", 1)[0].similarity < 1
+        disk.gate.set()
+        assert receipt.result(timeout=30).offset == running.offset == running.life.offset == 36
+        assert running.episodes.search(b"a new line", 1)[0].similarity == 1
+
+
+def test_a_genome_takes_over_when_it_is_on_the_disk(tmp_path: Path) -> None:
+    """Not before."""
+    disk = Slow()
+    with engine(tmp_path, disk, fsync="always") as running:
+        running.submit(b"the first segment begins\n").result(timeout=60)
+        disk.waiting.clear()
+        disk.gate.clear()
+        swapped = running.swap(running.life.genome)
+        assert disk.waiting.wait(30)
+        running.recall(b"anything").result(timeout=30)
+        assert running.life.generation == 0
+        assert not swapped.done()
+        disk.gate.set()
+        assert swapped.result(timeout=30).generation == running.life.generation == 1
+
+
 def test_everysec_tells_at_once_and_syncs_within_a_second(tmp_path: Path) -> None:
     """An answer does not wait for the disk; the disk follows by itself."""
     disk = Slow()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import cast
 
@@ -11,6 +12,7 @@ import pytest
 
 from server.engine import Engine
 from server.errors import Problem, not_ready
+from server.intake import Sink
 from server.replies import Replies
 
 
@@ -59,6 +61,47 @@ def test_a_batch_wakes_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return wakes
 
     assert asyncio.run(ask()) == 1
+
+
+class Counting:
+    """An engine that keeps what is put to it, and counts how often it is woken."""
+
+    def __init__(self) -> None:
+        self.sinks: list[Sink] = []
+        self.wakes = 0
+
+    def put(self, messages: Sequence[bytes], upload_offset: int | None, sink: Sink) -> int:
+        """Take messages."""
+        self.sinks.append(sink)
+        return len(messages)
+
+    def wake(self) -> None:
+        """Count."""
+        self.wakes += 1
+
+
+def test_messages_of_one_turn_wake_the_engine_once() -> None:
+    """However many they are; their answers come after the flush."""
+
+    async def ask() -> tuple[int, list[object]]:
+        engine = Counting()
+        replies = Replies(cast(Engine, engine))
+        waiting = [replies.submit(b"message", None) for _ in range(20)]
+        await asyncio.sleep(0)
+        for i, sink in enumerate(engine.sinks):
+            if i % 2:
+                sink.set_result(i)
+            else:
+                sink.set_exception(not_ready())
+        assert not any(one.done() for one in waiting)
+        for sink in engine.sinks:
+            sink.flush()
+        return engine.wakes, await asyncio.gather(*waiting, return_exceptions=True)
+
+    wakes, answers = asyncio.run(ask())
+    assert wakes == 1
+    assert answers[1::2] == [*range(1, 20, 2)]
+    assert all(isinstance(answer, Problem) for answer in answers[::2])
 
 
 def test_whoever_has_left_is_passed_over() -> None:

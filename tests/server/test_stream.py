@@ -60,6 +60,43 @@ def test_more_frames_than_the_window(tmp_path: Path, genome_path: Path) -> None:
         assert all(b - a <= 6 for a, b in pairwise([0, *offsets]))
 
 
+def test_frames_that_come_together_are_messages_of_their_own(
+    tmp_path: Path, genome_path: Path
+) -> None:
+    """Sent at once, or each after the other was acknowledged: the same chunks, the same state."""
+    frames = [b"no end", b" of a line", b"two\nlines\n", b"\r\n", b"last"] * 5
+    states = []
+    for name, together in (("one", True), ("other", False)):
+        with Daemon(tmp_path / name, genome_path) as daemon, socket(daemon) as ws:
+            end = 0
+            for frame in frames:
+                end += len(frame)
+                ws.send(frame)
+                if not together:
+                    acknowledged(ws, end)
+            if together:
+                acknowledged(ws, end)
+            states.append(daemon.status())
+    assert states[0] == states[1]
+
+
+@pytest.mark.parametrize(("bad", "code"), [(b"", 1007), ("text", 1003)])
+def test_what_comes_together_with_a_refused_frame(
+    daemon: Daemon, bad: bytes | str, code: int
+) -> None:
+    """Frames before it are learned, and acknowledged before the close; those behind it are not."""
+    start = int(str(daemon.status()["offset"]))
+    with socket(daemon) as ws:
+        for frame in (b"1\n", b"2\n", bad, b"3\n"):
+            ws.send(frame)
+        assert acknowledged(ws, start + 4)[-1] == start + 4
+        with pytest.raises(ConnectionClosed) as caught:
+            ws.recv(timeout=30)
+    assert caught.value.rcvd is not None
+    assert caught.value.rcvd.code == code
+    assert daemon.status()["offset"] == start + 4
+
+
 def test_an_opening_offset_is_checked(daemon: Daemon) -> None:
     """The right one is taken; a wrong one closes with 4409 and says where the stream stands."""
     offset = int(str(daemon.status()["offset"]))
