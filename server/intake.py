@@ -36,9 +36,6 @@ class Duplicate(NamedTuple):
 Verdict = Problem | Duplicate | Literal["learned"]
 
 _SYNC_EVERY_S = 1.0
-# Commits at the learner: one in work and one that waits, so that it never waits for the disk. What
-# comes meanwhile is one group, and costs one sync.
-_AHEAD = 2
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _log = logging.getLogger("organism.intake")
@@ -127,7 +124,8 @@ class Intake:
         self._closed = self._ending = self._running = False
         self._deadline = float("inf")
         self._synced_at = time.monotonic()
-        self._offset = self._ahead = 0
+        self._offset = 0
+        self._is_committing = False
         self._thread = threading.Thread(target=self._run, name="journal")
         self.queued_bytes = 0
         self.queue_limit_bytes = settings.queue_limit_bytes
@@ -194,7 +192,7 @@ class Intake:
         """Its messages have been told of."""
         with self._condition:
             self.queued_bytes -= commit.size
-            self._ahead -= 1
+            self._is_committing = False
             self._condition.notify()
 
     def call(self, chore: Callable[[], _T]) -> Future[_T]:
@@ -274,7 +272,8 @@ class Intake:
                 self._sync()
 
     def _may_commit(self) -> bool:
-        return bool(self._queue) and self._ahead < _AHEAD
+        # One commit at a time: what comes meanwhile is the next, and costs one sync.
+        return bool(self._queue) and not self._is_committing
 
     def _next(self) -> list[_Waiting]:
         """Take a batch; the caller holds the condition."""
@@ -305,7 +304,7 @@ class Intake:
             (waiting.sink, verdict) for waiting, verdict in zip(batch, verdicts, strict=True)
         ]
         with self._condition:
-            self._ahead += 1
+            self._is_committing = True
         commit = Commit(records, answers, size)
         self._deliver(commit)
         failure = None
