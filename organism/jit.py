@@ -104,9 +104,7 @@ def _borrowed(typing_context: Any, array: Any) -> Any:
 borrowed: Any = intrinsic(_borrowed)
 
 
-def kernel(
-    *, reassociate: bool = True, release: bool = True
-) -> Callable[[_Function], _Function]:
+def kernel(*, reassociate: bool = True, release: bool = True) -> Callable[[_Function], _Function]:
     """Compile a function on its first call.
 
     The machine code is cached; where there is no folder to write to, it is compiled anew in each

@@ -327,7 +327,9 @@ class Engine:
 
     def _settled(self, commit: Commit, failure: Problem | None) -> None:
         with self._condition:
-            commit.settled, commit.failure = True, failure
+            # In this order: the learner looks whether it is settled without the lock.
+            commit.failure = failure
+            commit.settled = True
             self._condition.notify()
 
     @torch.inference_mode()

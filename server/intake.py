@@ -186,14 +186,16 @@ class Intake:
     def wake(self) -> None:
         """Have the thread look at what was put: once for many messages."""
         with self._condition:
-            self._condition.notify()
+            if not self._is_committing:  # or else it looks when the commit is released
+                self._condition.notify()
 
     def released(self, commit: Commit) -> None:
         """Its messages have been told of."""
         with self._condition:
             self.queued_bytes -= commit.size
             self._is_committing = False
-            self._condition.notify()
+            if self._queue or self._ending:
+                self._condition.notify()
 
     def call(self, chore: Callable[[], _T]) -> Future[_T]:
         """Do something to the journal between two commits."""
