@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -84,75 +85,82 @@ def encode_spans(data: bytes, spans: Spans, config: EncoderConfig, width: int) -
         ValueError: a chunk is empty.
     """
     vectors = np.zeros((len(spans), width), np.float32)
-    empty = _pool(
-        np.frombuffer(data, np.uint8),
-        spans,
-        np.array(config.orders),
-        config.orders == (1,),
-        config.distinct,
-        config.unit_norm,
-        np.float32(config.digit_weight),
-        embedding_table(config, width),
-        vectors,
-    )
+    empty = pool(np.frombuffer(data, np.uint8), spans, compile_encoder(config, width), vectors)
     if empty >= 0:
-        raise ValueError(f"chunk {empty} is empty: a chunk needs at least one byte")
+        raise empty_chunk(empty)
     return vectors
 
 
+def empty_chunk(number: int) -> ValueError:
+    """Say which chunk of many has no bytes."""
+    return ValueError(f"chunk {number} is empty: a chunk needs at least one byte")
+
+
+class Encoding(NamedTuple):
+    """An encoder as the kernels take it: the fields of ``EncoderConfig``, and its table.
+
+    Attributes:
+        orders: int64.
+        raw: whether a byte is its own row.
+        distinct: as configured.
+        unit_norm: as configured.
+        digit_weight: as configured.
+        table: ``embedding_table``, ``(buckets, width)``.
+    """
+
+    orders: npt.NDArray[np.int64]
+    raw: bool
+    distinct: bool
+    unit_norm: bool
+    digit_weight: Number
+    table: F32
+
+
+@lru_cache(maxsize=8)
+def compile_encoder(config: EncoderConfig, width: int) -> Encoding:
+    """Lay an encoder out for the kernels."""
+    return Encoding(
+        orders=np.array(config.orders),
+        raw=config.orders == (1,),
+        distinct=config.distinct,
+        unit_norm=config.unit_norm,
+        digit_weight=np.float32(config.digit_weight),
+        table=embedding_table(config, width),
+    )
+
+
 @kernel()
-def _pool(
-    data: Bytes,
-    spans: Spans,
-    orders: npt.NDArray[np.int64],
-    raw: bool,
-    distinct: bool,
-    unit_norm: bool,
-    digit_weight: Number,
-    table: F32,
-    vectors: F32,
-) -> int:
+def pool(data: Bytes, spans: Spans, encoding: Encoding, vectors: F32) -> int:
     """Add the mean row of each chunk's n-grams of each order to its vector, which is zeros.
 
     Returns:
         Number of the first chunk that is empty, where there is one; else −1.
     """
-    buckets, width = table.shape
+    buckets, width = encoding.table.shape
     longest = 0
     for c in range(spans.shape[0]):
         if spans[c, 1] <= spans[c, 0]:
             return c
         longest = max(longest, spans[c, 1] - spans[c, 0])
-    seen_in = np.full(buckets if distinct else 0, -1, np.int32)
+    seen = np.zeros((buckets + 63) // 64 if encoding.distinct else 0, np.uint64)
     rows, weights = np.empty(longest, np.int64), np.empty(longest, np.float32)
     total = np.empty(width, np.float32)
     for c in range(spans.shape[0]):
         start, end = spans[c, 0], spans[c, 1]
-        for o in range(orders.shape[0]):
-            number = c * orders.shape[0] + o
-            count = _look_up(
-                data,
-                start,
-                end,
-                orders[o],
-                raw,
-                digit_weight,
-                buckets,
-                number,
-                seen_in,
-                rows,
-                weights,
-            )
-            _sum_rows(table, rows, weights, count, total)
-            sum_ = np.float32(0)
-            for k in range(count):
-                sum_ += weights[k]
-            factor = np.float32(1) / sum_
-            if unit_norm:
+        for o in range(encoding.orders.shape[0]):
+            order = encoding.orders[o]
+            count = _look_up(data, start, end, order, encoding, seen, rows, weights)
+            _sum_rows(encoding.table, rows, weights, count, total)
+            if encoding.unit_norm:
                 square = np.float32(0)
                 for j in range(width):
                     square += total[j] * total[j]
                 factor = np.float32(1) / max(np.float32(math.sqrt(square)), _NORM_FLOOR)
+            else:
+                sum_ = np.float32(0)
+                for k in range(count):
+                    sum_ += weights[k]
+                factor = np.float32(1) / sum_
             for j in range(width):
                 vectors[c, j] += factor * total[j]
     return -1
@@ -164,38 +172,42 @@ def _look_up(
     start: int,
     end: int,
     order: int,
-    raw: bool,
-    digit_weight: Number,
-    buckets: int,
-    number: int,
-    seen_in: npt.NDArray[np.int32],
+    encoding: Encoding,
+    seen: npt.NDArray[np.uint64],
     rows: npt.NDArray[np.int64],
     weights: F32,
 ) -> int:
     """Write down rows and weights of a chunk's n-grams of one order; return how many.
 
     A chunk shorter than the order is its own n-gram. The window's bytes, and how many of them are
-    digits, are carried from one n-gram to the next. With room in ``seen_in``, which notes the
-    number of the last look-up that found each row, a row counts once.
+    digits, are carried from one n-gram to the next. With room in ``seen``, a bit for each row, all
+    of them 0 before and after, a row counts once.
     """
-    span = min(order, end - start)
-    gram, digits, count = np.uint64(0), 0, 0
+    span, buckets = min(order, end - start), encoding.table.shape[0]
+    newest = np.uint64(8 * (span - 1))
+    gram, digits, count = np.uint64(0), 0, np.uint64(0)
     for i in range(start, end):
-        gram = (gram >> np.uint64(8)) | (np.uint64(data[i]) << np.uint64(8 * (span - 1)))
+        gram = (gram >> np.uint64(8)) | (np.uint64(data[i]) << newest)
         digits += _is_digit(data[i])
-        if i - start >= span:
-            digits -= _is_digit(data[i - span])
         if i - start < span - 1:
             continue
-        bucket = np.int64(data[i]) if raw else place_of(gram_hash(gram, span), buckets)
-        if seen_in.shape[0]:
-            if seen_in[bucket] == number:
-                continue
-            seen_in[bucket] = number
-        rows[count] = bucket
-        weights[count] = (digits * digit_weight + np.float32(span - digits)) / np.float32(span)
-        count += 1
-    return count
+        bucket = np.uint64(data[i] if encoding.raw else place_of(gram_hash(gram, span), buckets))
+        # Written down in any case, and over again unless it counts: whether it does, nobody can
+        # foresee, the processor neither.
+        rows[count] = np.int64(bucket)
+        plain = np.float32(span - digits)
+        weights[count] = (digits * encoding.digit_weight + plain) / np.float32(span)
+        digits -= _is_digit(data[i - span + 1])
+        if not seen.shape[0]:
+            count += np.uint64(1)
+            continue
+        word, bit = bucket >> np.uint64(6), bucket & np.uint64(63)
+        count += np.uint64(1) - ((seen[word] >> bit) & np.uint64(1))
+        seen[word] |= np.uint64(1) << bit
+    if seen.shape[0]:
+        for k in range(count):
+            seen[np.uint64(rows[k]) >> np.uint64(6)] = np.uint64(0)
+    return np.int64(count)
 
 
 @kernel()
@@ -229,15 +241,6 @@ def place_of(code: np.uint64, places: int) -> np.int64:
 @kernel()
 def _is_digit(byte: np.uint8) -> int:
     return 1 if _ZERO <= byte <= _NINE else 0
-
-
-@kernel()
-def packed(data: Bytes, start: int, span: int) -> np.uint64:
-    """Pack an n-gram of at most 4 bytes into a number, the first byte lowest."""
-    key = np.uint64(0)
-    for i in range(span):
-        key |= np.uint64(data[start + i]) << np.uint64(8 * i)
-    return key
 
 
 @kernel()

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from organism import kernels
+from organism.chunking import Bytes, Spans
 from organism.cortex import CortexState, newborn
+from organism.encoder import Encoding, compile_encoder, empty_chunk, pool
 from organism.fused import compile_genome, join, split
 from organism.genome import Genome
-from organism.jit import F32, aligned_copy
-from organism.kernels import Lessons, State
+from organism.jit import F32, aligned_copy, kernel
+from organism.kernels import Constants, Lessons, State, Tape, Theta
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,41 @@ class LivingCortex:
 
     def follow(self, genome: Genome) -> None:
         """Learn by a genome from now on, of the same shape as the one before."""
-        self._program = compile_genome(genome.config, genome.theta)
+        config = genome.config
+        self._program = compile_genome(config, genome.theta)
+        self._encoding = compile_encoder(config.encoder, config.cortex.d_in)
         self._memory = kernels.memory_for(self._program.theta, *self._program.innate.shape)
-        self._no_target = np.zeros((1, genome.config.cortex.d_hidden), np.float32)
+        self._no_target = np.zeros((1, config.cortex.d_hidden), np.float32)
 
     def learn(self, inputs: F32) -> Trace:
         """Live through encoded chunks, ``(steps, d_in)``, at ρ = 0; releases the GIL."""
-        program, steps = self._program, len(inputs)
+        steps = len(inputs)
         entropy, logit, beta = np.empty((3, steps), np.float32)
-        kernels.live(
+        kernels.live(*self._life(inputs, entropy, logit, beta))
+        return Trace(entropy, _sigmoid(logit), beta)
+
+    def live(self, data: bytes, spans: Spans) -> Trace:
+        """Encode chunks of a message and live through them; releases the GIL once for both.
+
+        Args:
+            data: the message.
+            spans: where each chunk starts and ends in it, ``(chunks, 2)``.
+
+        Raises:
+            ValueError: a chunk is empty; none was lived through.
+        """
+        inputs = np.zeros((len(spans), self._encoding.table.shape[1]), np.float32)
+        entropy, logit, beta = np.empty((3, len(spans)), np.float32)
+        life = self._life(inputs, entropy, logit, beta)
+        empty = _encode_and_live(np.frombuffer(data, np.uint8), spans, self._encoding, *life)
+        if empty >= 0:
+            raise empty_chunk(empty)
+        return Trace(entropy, _sigmoid(logit), beta)
+
+    def _life(self, inputs: F32, entropy: F32, logit: F32, beta: F32) -> tuple[Any, ...]:
+        """Arguments of ``kernels.live``."""
+        program, steps = self._program, len(inputs)
+        return (
             program.constants,
             program.theta,
             program.innate,
@@ -80,7 +108,6 @@ class LivingCortex:
             self._no_tape,
             self._memory,
         )
-        return Trace(entropy, _sigmoid(logit), beta)
 
     def recall(self, cue: F32) -> tuple[float, float]:
         """Familiarity and entropy of one encoded cue, ``(d_in,)``; changes nothing."""
@@ -126,6 +153,49 @@ def copied(state: State) -> State:
         gains.copy(),
         steps.copy(),
     )
+
+
+@kernel()
+def _encode_and_live(
+    data: Bytes,
+    spans: Spans,
+    encoding: Encoding,
+    constants: Constants,
+    theta: Theta,
+    innate: F32,
+    state: State,
+    inputs: F32,
+    lessons: Lessons,
+    entropy: F32,
+    logit: F32,
+    beta: F32,
+    segment: int,
+    checkpoints: State,
+    lasts: Tape,
+    memory: F32,
+) -> int:
+    """``pool`` into inputs that are zeros, then ``kernels.live``: two calls in one.
+
+    Giving the GIL back costs little, getting it again a wait for whoever took it meanwhile.
+    """
+    empty = pool(data, spans, encoding, inputs)
+    if empty < 0:
+        kernels.live(
+            constants,
+            theta,
+            innate,
+            state,
+            inputs,
+            lessons,
+            entropy,
+            logit,
+            beta,
+            segment,
+            checkpoints,
+            lasts,
+            memory,
+        )
+    return empty
 
 
 def _sigmoid(logit: F32) -> F32:

@@ -21,7 +21,7 @@ from rapidfuzz import fuzz, process
 from rapidfuzz.distance import OSA, Levenshtein
 
 from organism.chunking import Bytes, Spans
-from organism.encoder import gram_hash, packed, place_of
+from organism.encoder import gram_hash, place_of
 from organism.jit import F32, kernel
 
 _WIDTH = 256
@@ -252,23 +252,28 @@ def _embed(data: Bytes, spans: Spans) -> tuple[npt.NDArray[np.int8], F32]:
     expectation (Weinberger et al., "Feature hashing for large scale multitask learning", ICML
     2009). No table of rows is read, so that it costs a few nanoseconds a byte.
     """
-    vectors = np.zeros((spans.shape[0], _WIDTH), np.int8)
+    vectors = np.empty((spans.shape[0], _WIDTH), np.int8)
     norms = np.empty(spans.shape[0], np.float32)
     counts = np.empty(_WIDTH, np.int32)
     for c in range(spans.shape[0]):
         counts[:] = 0
         start, end = spans[c, 0], spans[c, 1]
         for order in _ORDERS:
-            for i in range(start, max(end - order, start) + 1):
-                span = min(order, end - i)
-                code = gram_hash(packed(data, i, span), span)
-                place = place_of(code, _WIDTH)
-                counts[place] += np.int32(1) if code & np.uint64(1) else np.int32(-1)
-        square = np.float32(0)
+            span = min(order, end - start)
+            newest = np.uint64(8 * (span - 1))
+            gram = np.uint64(0)
+            for i in range(start, end):
+                gram = (gram >> np.uint64(8)) | (np.uint64(data[i]) << newest)
+                if i - start < span - 1:
+                    continue
+                code = gram_hash(gram, span)
+                # Without a branch: nobody can foresee it.
+                counts[place_of(code, _WIDTH)] += np.int32(code & np.uint64(1)) * 2 - 1
+        square = np.int32(0)
         for j in range(_WIDTH):
-            count = np.int8(min(max(counts[j], -_LARGEST), _LARGEST))
+            count = min(max(counts[j], -_LARGEST), _LARGEST)
             vectors[c, j] = count
-            square += np.float32(count) * np.float32(count)
+            square += count * count
         # All counts may cancel out: such a chunk is nowhere near anything, but it is there.
-        norms[c] = max(np.float32(math.sqrt(square)), np.float32(1))
+        norms[c] = max(np.float32(math.sqrt(np.float32(square))), np.float32(1))
     return vectors, norms

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from organism.chunking import Chunking, Spans, chunk_spans
 from organism.encoder import encode_spans
 from organism.genome import from_bytes
-from organism.jit import F32
 from organism.living import LivingCortex, Trace
 from server.episodes import Episodes
 from server.life import LegacySnapshot, Life
@@ -110,7 +109,9 @@ class Learner:
 
     def recall(self, cue: bytes) -> CueReading:
         """Ask the cortex about a cue of at least one byte. Changes nothing."""
-        (e,) = self._encode(cue, np.array([[0, len(cue)]]))
+        config = self.life.genome.config
+        span = np.array([[0, len(cue)]])
+        (e,) = encode_spans(cue, span, config.encoder, config.cortex.d_in)
         return CueReading(*self._cortex.recall(e), self.life.offset)
 
     def _live(
@@ -143,8 +144,7 @@ class Learner:
         """Learn chunks in order, a block at a time."""
         traces = []
         for first in range(0, len(spans), _BLOCK_CHUNKS):
-            vectors = self._encode(data, spans[first : first + _BLOCK_CHUNKS])
-            traces.append(self._cortex.learn(vectors))
+            traces.append(self._cortex.live(data, spans[first : first + _BLOCK_CHUNKS]))
             between()
         return Trace.joined(traces)
 
@@ -161,10 +161,6 @@ class Learner:
             self.remember([record])
         self._life = replace(self.life, sequence=record.sequence)
         return self._life
-
-    def _encode(self, data: bytes, spans: Spans) -> F32:
-        config = self.life.genome.config
-        return encode_spans(data, spans, config.encoder, config.cortex.d_in)
 
 
 def batches(records: Iterable[Record], covered: int) -> Iterator[list[Record]]:

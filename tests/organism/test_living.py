@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from organism import kernels
+from organism.chunking import chunk_spans
 from organism.cortex import recall
+from organism.encoder import encode_spans
 from organism.genome import Genome, new_genome
 from organism.jit import F32, aligned
 from organism.lifetime import live
@@ -30,6 +33,23 @@ def test_it_lives_a_lifetime(genome: Genome) -> None:
     assert np.array_equal(trace.entropy, life.entropy[:, 0].numpy())
     np.testing.assert_allclose(trace.familiarity, torch.sigmoid(life.logit[:, 0]), rtol=1e-6)
     assert trace.beta[-1] == life.state.beta
+
+
+def test_chunks_are_encoded_and_lived_in_one_call(genome: Genome) -> None:
+    """The same bits as encoded first, learned then; an empty chunk is refused, and none is lived."""
+    config = genome.config
+    data = b"one line\nand another\n\nand 12\n"
+    spans = chunk_spans(data, "lines", 4096)
+    at_once, apart = LivingCortex(genome), LivingCortex(genome)
+    found = at_once.live(data, spans)
+    expected = apart.learn(encode_spans(data, spans, config.encoder, config.cortex.d_in))
+    for ours, theirs in zip(vars(found).values(), vars(expected).values(), strict=True):
+        assert np.array_equal(ours, theirs)
+    before = as_cortex(apart.copy()).to_bytes()
+    assert as_cortex(at_once.copy()).to_bytes() == before
+    with pytest.raises(ValueError, match="chunk 1 is empty"):
+        at_once.live(data, np.array([[0, 3], [5, 5]]))
+    assert as_cortex(at_once.copy()).to_bytes() == before
 
 
 def test_how_a_life_is_cut_into_calls_does_not_matter(genome: Genome) -> None:

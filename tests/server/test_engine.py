@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from organism.chunking import chunk_spans
+from organism.chunking import Spans, chunk_spans
 from organism.encoder import encode
 from organism.genome import new_genome
-from organism.jit import F32
 from organism.lifetime import live
 from organism.living import LivingCortex, Trace
 from server.engine import Engine, SwapRefused
@@ -151,15 +150,15 @@ def test_a_fault_while_learning_stops_it(tmp_path: Path, monkeypatch: pytest.Mon
         before = running.life
         calls = 0
 
-        def failing(self: LivingCortex, vectors: F32) -> Trace:
+        def failing(self: LivingCortex, data: bytes, spans: Spans) -> Trace:
             nonlocal calls
             calls += 1
             if calls == 2:
                 raise RuntimeError("a fault in the middle")
-            return learn(self, vectors)
+            return as_it_was(self, data, spans)
 
-        learn = LivingCortex.learn
-        monkeypatch.setattr(LivingCortex, "learn", failing)
+        as_it_was = LivingCortex.live
+        monkeypatch.setattr(LivingCortex, "live", failing)
         with pytest.raises(Problem, match="learner failed"):
             running.submit(b"line\n" * 100).result(timeout=30)
         after = running.life
@@ -168,7 +167,7 @@ def test_a_fault_while_learning_stops_it(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(Problem, match="learner failed"):
             running.submit(b"four\n")
         assert running.recall(b"line").result(timeout=30).offset == before.offset
-    monkeypatch.setattr(LivingCortex, "learn", learn)
+    monkeypatch.setattr(LivingCortex, "live", as_it_was)
     with engine(tmp_path) as running:
         assert running.life.offset == before.offset + 500
         assert running.submit(b"four\n").result(timeout=30).chunks == 1
