@@ -66,6 +66,21 @@ def chunk_spans(
     return _spans(np.frombuffer(data, np.uint8), limits, chunking == "lines", size_bytes)
 
 
+def are_cut_as_one(messages: Sequence[bytes], chunking: Chunking, size_bytes: int) -> bool:
+    r"""Whether messages, joined, are cut into the same chunks as each by itself.
+
+    >>> are_cut_as_one([b"one\n", b"two\n", b"th"], "lines", 4)
+    True
+    >>> are_cut_as_one([b"one", b"two\n"], "lines", 4)
+    False
+    >>> are_cut_as_one([b"abcd", b"ab", b"cd"], "windows", 2)
+    True
+    """
+    if chunking == "lines":
+        return all(message.endswith(b"\n") for message in messages[:-1])
+    return not any(len(message) % size_bytes for message in messages[:-1])
+
+
 @kernel(release=False)
 def _spans(data: Bytes, ends: npt.NDArray[np.int64], lines: bool, size_bytes: int) -> Spans:
     nowhere = np.empty((0, 2), np.int64)

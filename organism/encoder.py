@@ -176,7 +176,7 @@ def _look_up(
     seen: npt.NDArray[np.uint64],
     rows: npt.NDArray[np.int64],
     weights: F32,
-) -> int:
+) -> Number:
     """Write down rows and weights of a chunk's n-grams of one order; return how many.
 
     A chunk shorter than the order is its own n-gram. The window's bytes, and how many of them are

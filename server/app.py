@@ -58,7 +58,7 @@ def make_app(settings: ServerSettings, engine: Engine, metrics: Metrics) -> Serv
     app.include_router(make_router(settings, engine, retrainer, metrics, replies, ingest))
     app.add_exception_handler(errors.Problem, _on_problem)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    door = Door(_PastTheFramework(app, ingest, Stream(settings, engine)), settings, metrics)
+    door = Door(_PastTheFramework(app, ingest, Stream(settings, replies)), settings, metrics)
     express = Express(settings, door, replies)
     return Served(door, express)
 

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -197,11 +197,11 @@ class Engine:
         self.wake()
         return future
 
-    def put(self, messages: Iterable[bytes], upload_offset: int | None, receipts: Sink) -> int:
+    def put(self, messages: Sequence[bytes], upload_offset: int | None, receipts: Sink) -> int:
         """Queue messages of at least one byte each, to be journalled and learned in their order.
 
         Args:
-            messages: their bytes.
+            messages: their bytes; not to be changed any more.
             upload_offset: where the writer believes the stream to be before the first; judged when
                 the turn of each comes.
             receipts: takes the receipt of each, once it is learned, or the ``Problem`` that refused
@@ -402,17 +402,17 @@ class Engine:
         refusal = self._fault() if self._fault is not None else commit.failure
         following = iter(outcomes)
         self._intake.released(commit)
-        for sink, verdict in commit.answers:
+        for sink, verdict, messages in commit.answers:
             if isinstance(verdict, Problem):
-                sink.set_exception(verdict)
+                sink.refused(verdict)
             elif refusal is not None:
-                sink.set_exception(refusal)
+                sink.refused(refusal)
             elif isinstance(verdict, Duplicate):
                 beta = self._learner.life.beta
-                sink.set_result(Receipt(verdict.end, 0, None, None, beta, duplicate=True))
+                sink.told(Receipt(verdict.end, 0, None, None, beta, duplicate=True), messages)
             else:
-                sink.set_result(next(following))
-        for sink in {sink for sink, _ in commit.answers}:
+                sink.told(next(following), messages)
+        for sink in {answer.sink for answer in commit.answers}:
             sink.flush()
 
     def _lived(self, stretch: Stretch) -> None:

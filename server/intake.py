@@ -13,11 +13,12 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
+from organism.chunking import are_cut_as_one
 from server import errors
 from server.errors import Problem
 from server.learner import BATCH_BYTES, CHUNKINGS
@@ -43,13 +44,13 @@ _T = TypeVar("_T")
 
 
 class Sink(Protocol):
-    """Takes what became of a message, on the learner's thread."""
+    """Takes what became of messages, in their order, on the learner's thread."""
 
-    def set_result(self, result: Any, /) -> None:
-        """Take its receipt."""
+    def told(self, result: Any, messages: int, /) -> None:
+        """Take the receipt of the next message; or of so many, that of all of them together."""
 
-    def set_exception(self, exception: Problem, /) -> None:
-        """Take what refused it."""
+    def refused(self, problem: Problem, /) -> None:
+        """Take what refused the next message."""
 
     def flush(self) -> None:
         """Pass on what was taken: all who were told together have been."""
@@ -62,8 +63,24 @@ class Promise(Future[Any]):
         super().__init__()
         self.set_running_or_notify_cancel()
 
+    def told(self, result: Any, _: int, /) -> None:
+        """Take the result."""
+        self.set_result(result)
+
+    def refused(self, problem: Problem, /) -> None:
+        """Take what there is instead of one."""
+        self.set_exception(problem)
+
     def flush(self) -> None:
         """Nothing is left to pass on."""
+
+
+class Answer(NamedTuple):
+    """Whom to tell what, and for how many messages."""
+
+    sink: Sink
+    verdict: Verdict
+    messages: int
 
 
 @dataclass(eq=False)
@@ -72,7 +89,7 @@ class Commit:
 
     Attributes:
         records: in the journal, to be learned in order.
-        answers: whom to tell what, in order; each ``learned`` stands for the next record.
+        answers: in order; each ``learned`` stands for the next record.
         size: bytes that no longer wait once they are told.
         settled: whether the records are on the disk, or whatever the policy asks for; before, none
             may be told of.
@@ -80,19 +97,28 @@ class Commit:
     """
 
     records: list[Record]
-    answers: list[tuple[Sink, Verdict]]
+    answers: list[Answer]
     size: int
     settled: bool = False
     failure: Problem | None = None
 
 
 class _Waiting(NamedTuple):
-    """A message, or a genome, that waits."""
+    """Messages of one writer that wait, one behind the other; or a genome."""
 
     kind: Kind
-    payload: bytes
+    payloads: Sequence[bytes]
+    size: int
     claimed: int | None
     sink: Sink
+
+    def apart(self) -> Iterator[_Waiting]:
+        """Each by itself."""
+        claimed = self.claimed
+        for payload in self.payloads:
+            yield _Waiting(self.kind, (payload,), len(payload), claimed, self.sink)
+            if claimed is not None:
+                claimed += len(payload)
 
 
 class Intake:
@@ -144,11 +170,11 @@ class Intake:
             self._running = True
         self._thread.start()
 
-    def put(self, messages: Iterable[bytes], claimed: int | None, sink: Sink) -> int:
+    def put(self, messages: Sequence[bytes], claimed: int | None, sink: Sink) -> int:
         """Queue messages of at least one byte each, one behind the other; ``wake`` has them seen.
 
         Args:
-            messages: their bytes.
+            messages: their bytes; not to be changed any more.
             claimed: where the writer believes the stream to be before the first; judged when the
                 turn of each comes.
             sink: told what became of each, in order.
@@ -159,14 +185,15 @@ class Intake:
         Raises:
             Problem: none was: not open, or too many bytes wait.
         """
+        together = _Waiting(self._kind, messages, sum(map(len, messages)), claimed, sink)
         taken = 0
         with self._condition:
-            for message in messages:
-                if not self._take(_Waiting(self._kind, message, claimed, sink)):
+            if together.size <= BATCH_BYTES and self._take(together):
+                return len(messages)
+            for waiting in together.apart():
+                if not self._take(waiting):
                     break
                 taken += 1
-                if claimed is not None:
-                    claimed += len(message)
         if not taken:
             raise errors.overloaded()
         return taken
@@ -178,7 +205,7 @@ class Intake:
             Problem: not open, or too many bytes wait.
         """
         with self._condition:
-            taken = self._take(_Waiting(Kind.GENOME, genome, None, sink))
+            taken = self._take(_Waiting(Kind.GENOME, (genome,), len(genome), None, sink))
             self._condition.notify()
         if not taken:
             raise errors.overloaded()
@@ -248,10 +275,10 @@ class Intake:
         """Queue what waits, if there is room; the caller holds the condition."""
         if self._refusal is not None:
             raise self._refusal()
-        if self.queued_bytes + len(waiting.payload) > self.queue_limit_bytes:
+        if self.queued_bytes + waiting.size > self.queue_limit_bytes:
             return False
         self._queue.append(waiting)
-        self.queued_bytes += len(waiting.payload)
+        self.queued_bytes += waiting.size
         return True
 
     def _run(self) -> None:
@@ -283,31 +310,28 @@ class Intake:
         size = 0
         while self._may_commit() and size < BATCH_BYTES:
             batch.append(self._queue.popleft())
-            size += len(batch[-1].payload)
+            size += batch[-1].size
         return batch
 
     def _commit(self, batch: list[_Waiting]) -> None:
         """Journal what is to be learned of a batch, and deliver it with a verdict for each."""
-        size = sum(len(waiting.payload) for waiting in batch)
         records: list[Record] = []
-        verdicts: Sequence[Verdict]
         if time.monotonic() > self._deadline:
-            refusal = self._refusal or errors.not_ready
-            verdicts = [refusal() for _ in batch]
+            judged = _all_refused(batch, (self._refusal or errors.not_ready)())
         else:
             try:
-                verdicts = self._judge(batch)
-                records = self._append(batch, verdicts)
+                judged = self._judge(batch)
+                records = self._append(judged)
             except Problem as problem:
-                verdicts = [problem] * len(batch)
+                judged = _all_refused(batch, problem)
             except Exception as error:  # the thread's edge: whoever waits is told
-                verdicts = [self._failed(error)] * len(batch)
+                judged = _all_refused(batch, self._failed(error))
         answers = [
-            (waiting.sink, verdict) for waiting, verdict in zip(batch, verdicts, strict=True)
+            Answer(waiting.sink, verdict, len(waiting.payloads)) for waiting, verdict in judged
         ]
         with self._condition:
             self._is_committing = True
-        commit = Commit(records, answers, size)
+        commit = Commit(records, answers, sum(waiting.size for waiting in batch))
         self._deliver(commit)
         failure = None
         if records and self._settings.fsync == "always":
@@ -316,11 +340,13 @@ class Intake:
             self._offset = self._journal.offset
         self._settle(commit, failure)
 
-    def _append(self, batch: list[_Waiting], verdicts: Sequence[Verdict]) -> list[Record]:
+    def _append(self, judged: list[tuple[_Waiting, Verdict]]) -> list[Record]:
         width = self._settings.chunk_bytes
         entries = [
-            Entry(waiting.kind, width if waiting.kind in MESSAGES else 0, waiting.payload)
-            for waiting, verdict in zip(batch, verdicts, strict=True)
+            Entry(
+                waiting.kind, width if waiting.kind in MESSAGES else 0, b"".join(waiting.payloads)
+            )
+            for waiting, verdict in judged
             if verdict == "learned"
         ]
         if not entries:
@@ -329,7 +355,8 @@ class Intake:
             records = self._journal.append(entries)
         except OSError as error:
             if error.errno in _DISK_FULL:
-                _log.warning("disk full: %d messages are refused", len(batch))
+                refused = sum(len(waiting.payloads) for waiting, _ in judged)
+                _log.warning("disk full: %d messages are refused", refused)
                 raise errors.disk_full() from error
             raise self._failed(error) from error
         return records
@@ -367,27 +394,41 @@ class Intake:
             return 0.0
         return max(self._synced_at + _SYNC_EVERY_S - time.monotonic(), 0.0)
 
-    def _judge(self, batch: list[_Waiting]) -> list[Verdict]:
-        """What becomes of each message, were those before it learned."""
-        if all(waiting.claimed is None for waiting in batch):
-            return ["learned"] * len(batch)
-        pending = bytearray()
-        verdicts: list[Verdict] = []
-        for waiting in batch:
-            claimed, offset = waiting.claimed, self._journal.offset + len(pending)
-            verdict: Verdict = "learned"
-            if claimed is not None and claimed != offset:
-                size = len(waiting.payload)
-                if self._committed(claimed, size, pending) == waiting.payload:
-                    verdict = Duplicate(claimed + size)
-                else:
-                    verdict = errors.offset_mismatch(claimed, offset)
-            elif waiting.kind in MESSAGES:
-                pending += waiting.payload
-            verdicts.append(verdict)
-        return verdicts
+    def _judge(self, batch: list[_Waiting]) -> list[tuple[_Waiting, Verdict]]:
+        """What becomes of what waits, were all before it learned.
 
-    def _committed(self, claimed: int, size: int, pending: bytearray) -> bytes | None:
+        Messages that came together stay together where they fit, and where nobody can tell, from
+        the chunks that they are cut into, that they were not one.
+        """
+        judged: list[tuple[_Waiting, Verdict]] = []
+        learned: list[bytes] = []
+        offset = self._journal.offset
+        for waiting in batch:
+            together = waiting.claimed in (None, offset) and (
+                waiting.kind not in MESSAGES
+                or are_cut_as_one(
+                    waiting.payloads, CHUNKINGS[waiting.kind], self._settings.chunk_bytes
+                )
+            )
+            for part in (waiting,) if together else waiting.apart():
+                verdict: Verdict = "learned"
+                if part.claimed is not None and part.claimed != offset:
+                    verdict = self._misplaced(part, offset, learned)
+                elif part.kind in MESSAGES:
+                    learned += part.payloads
+                    offset += part.size
+                judged.append((part, verdict))
+        return judged
+
+    def _misplaced(self, waiting: _Waiting, offset: int, learned: list[bytes]) -> Verdict:
+        """What becomes of a message that claims another place than the end of the stream."""
+        assert waiting.claimed is not None
+        there = self._committed(waiting.claimed, waiting.size, b"".join(learned))
+        if there == waiting.payloads[0]:
+            return Duplicate(waiting.claimed + waiting.size)
+        return errors.offset_mismatch(waiting.claimed, offset)
+
+    def _committed(self, claimed: int, size: int, pending: bytes) -> bytes | None:
         """Bytes of the stream, those of this batch included; None where not all are retained."""
         written = self._journal.offset
         old = b""
@@ -401,4 +442,8 @@ class Intake:
                 return None
             old = found
         start = max(claimed - written, 0)
-        return old + bytes(pending[start : start + size - len(old)])
+        return old + pending[start : start + size - len(old)]
+
+
+def _all_refused(batch: list[_Waiting], problem: Problem) -> list[tuple[_Waiting, Verdict]]:
+    return [(part, problem) for waiting in batch for part in waiting.apart()]

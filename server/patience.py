@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -23,13 +22,15 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import Frame
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request, Response
 
 from server import errors
 from server.errors import Problem
 from server.express import Express
 from server.metrics import Metrics
 from server.settings import ServerSettings
+from server.stream import CONNECTION
 
 _HEAD_LIMIT_BYTES = 1 << 16
 # Parsed at a time: a few bytes of a request become kilobytes of objects.
@@ -253,29 +254,68 @@ class _Patient(HttpToolsProtocol):
         return bool(self.pipeline) or (self._in_head and not answered)
 
 
-class _Together(asyncio.Queue[Any]):
-    """Events for the application; binary messages that wait together are one, with a list."""
-
-    _queue: deque[Any]
-
-    def _put(self, item: Any) -> None:
-        if "bytes" not in item:
-            super()._put(item)
-        elif self._queue and "frames" in self._queue[-1]:
-            self._queue[-1]["frames"].append(item["bytes"])
-        else:
-            super()._put({"type": item["type"], "frames": [item["bytes"]]})
-
-
 class PatientSocket(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, which passes on together what came together.
+    """uvicorn's WebSocket, a ``Connection`` past its queue.
 
     It takes no message in pieces without end, and reads no text.
     """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.queue = _Together()
+        self._take: Callable[[list[bytes]], None] | None = None
+        self._ready = _nothing
+        self._early: list[bytes] = []  # messages that nobody took yet
+        self._deaf = self._held = False
+
+    def listen(self, take: Callable[[list[bytes]], None], ready: Callable[[], None]) -> None:
+        """Have binary messages taken as they come, those that came before first."""
+        self._take, self._ready = take, ready
+        early, self._early = self._early, []
+        self.hold(False)
+        if early:
+            take(early)
+
+    def say(self, text: str) -> bool:
+        """Send a text; whether it went out, or no longer can."""
+        if self.close_sent or self.transport.is_closing():
+            return True
+        if not self.writable.is_set():
+            return False
+        self.conn.send_text(text.encode())
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        return True
+
+    def hold(self, held: bool) -> None:
+        """Read nothing more for now; or go on."""
+        if held is self._held:
+            return
+        self._held = held
+        if held:
+            self.transport.pause_reading()
+        else:
+            self.transport.resume_reading()
+
+    def resume_writing(self) -> None:
+        """Say on."""
+        super().resume_writing()
+        self._ready()
+
+    def handle_connect(self, event: Request) -> None:
+        """Give the application the connection itself, too."""
+        super().handle_connect(event)
+        if not self.close_sent:
+            extensions = cast(dict[str, Any], self.scope["extensions"])
+            extensions[CONNECTION] = self
+
+    def handle_events(self) -> None:
+        """Take messages at once where all that came are such; else one after the other."""
+        events = self.conn.events_received()
+        if self._take is not None and all(map(_is_whole, events)):
+            if events:
+                self._pass_on([bytes(frame.data) for frame in cast(list[Frame], events)])
+            return
+        self.conn.events = events
+        super().handle_events()
 
     def handle_cont(self, event: Frame) -> None:
         """Take one more piece of a message."""
@@ -289,8 +329,27 @@ class PatientSocket(WebSocketsSansIOProtocol):
     def send_receive_event_to_app(self) -> None:
         """Pass a message on; the text of one is none of the application's, which refuses it."""
         if self.curr_msg_data_type == "text":
+            # What comes behind it is not taken: the two do not go the same way.
+            self._deaf = True
             self.frames = [b""]
-        super().send_receive_event_to_app()
+            super().send_receive_event_to_app()
+        else:
+            message, self.frames = b"".join(self.frames), []
+            self._pass_on([message])
+
+    def _pass_on(self, messages: list[bytes]) -> None:
+        if self._deaf or self.close_sent:
+            return
+        if self._take is not None:
+            self._take(messages)
+        else:
+            self._early += messages
+            self.hold(True)
+
+
+def _is_whole(event: Request | Response | Frame) -> bool:
+    """Whether an event is a binary message in one frame."""
+    return isinstance(event, Frame) and event.opcode is Opcode.BINARY and event.fin
 
 
 def patient(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeAlias, TypeVar
 
 from server.engine import Engine
 from server.errors import Problem
+from server.intake import Sink
 from server.wire import Receipt
 
 _T = TypeVar("_T")
@@ -34,16 +35,25 @@ class Replies:
         self._woken = False
         self._waking = False
 
+    def queue(self, messages: Sequence[bytes], upload_offset: int | None, sink: Sink) -> int:
+        """Put messages to the engine as ``Engine.put`` does; it is woken when all have been put.
+
+        Raises:
+            Problem: the engine takes none.
+        """
+        taken = self._engine.put(messages, upload_offset, sink)
+        if not self._waking:
+            self._waking = True
+            self._running_loop().call_soon(self._wake)
+        return taken
+
     def put(self, message: bytes, upload_offset: int | None, take: Take) -> None:
         """Put a message to the engine, and have its receipt, or the ``Problem``, taken.
 
         Raises:
             Problem: the engine does not take the message.
         """
-        self._engine.put((message,), upload_offset, _Sink(self, take))
-        if not self._waking:
-            self._waking = True
-            self._running_loop().call_soon(self._wake)
+        self.queue((message,), upload_offset, _Sink(self, take))
 
     def submit(self, message: bytes, upload_offset: int | None) -> asyncio.Future[Receipt]:
         """Put a message to the engine; return what a coroutine can await its receipt by.
@@ -108,11 +118,11 @@ class _Sink:
         self._replies = replies
         self._take = take
 
-    def set_result(self, result: Any, /) -> None:
+    def told(self, result: Any, _: int, /) -> None:
         self._replies.add(self._take, result, None)
 
-    def set_exception(self, exception: Problem, /) -> None:
-        self._replies.add(self._take, None, exception)
+    def refused(self, problem: Problem, /) -> None:
+        self._replies.add(self._take, None, problem)
 
     def flush(self) -> None:
         self._replies.flush()

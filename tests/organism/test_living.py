@@ -36,7 +36,7 @@ def test_it_lives_a_lifetime(genome: Genome) -> None:
 
 
 def test_chunks_are_encoded_and_lived_in_one_call(genome: Genome) -> None:
-    """The same bits as encoded first, learned then; an empty chunk is refused, and none is lived."""
+    """The same bits as encoded first, then learned; an empty chunk is refused, none is lived."""
     config = genome.config
     data = b"one line\nand another\n\nand 12\n"
     spans = chunk_spans(data, "lines", 4096)

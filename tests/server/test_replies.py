@@ -90,9 +90,9 @@ def test_messages_of_one_turn_wake_the_engine_once() -> None:
         await asyncio.sleep(0)
         for i, sink in enumerate(engine.sinks):
             if i % 2:
-                sink.set_result(i)
+                sink.told(i, 1)
             else:
-                sink.set_exception(not_ready())
+                sink.refused(not_ready())
         assert not any(one.done() for one in waiting)
         for sink in engine.sinks:
             sink.flush()
