@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from organism.chunking import Chunking, chunk_spans, split_lines
+from organism.chunking import Chunking, are_cut_as_one, chunk_spans, split_lines
 
 
 def chunk_message(message: bytes, chunking: Chunking, size: int) -> list[tuple[int, bytes]]:
@@ -43,3 +45,22 @@ def test_short_lines_are_the_lines_that_are_not_blank(message: bytes) -> None:
 def test_line_ends() -> None:
     r"""One trailing \r goes with the \n, further ones stay; the message's end ends a line."""
     assert chunk_message(b"a\r\n\r\nb\r\r\nc", "lines", 10) == [(0, b"a"), (5, b"b\r"), (9, b"c")]
+
+
+WHOLE_LINES = st.lists(MESSAGES.map(lambda message: message + b"\n"), max_size=4)
+WHOLE_WINDOWS = st.lists(st.binary(max_size=6).map(lambda part: part * 6), max_size=4)
+
+
+@given(WHOLE_LINES | WHOLE_WINDOWS | st.lists(MESSAGES, max_size=4), MESSAGES, st.integers(1, 10))
+def test_messages_that_are_cut_as_one(some: list[bytes], last: bytes, size: int) -> None:
+    """Joined, they give the chunks that each gives by itself; those that do not are told apart."""
+    messages = [*some, last]
+    ends = list(accumulate(map(len, messages)))
+    kinds: tuple[Chunking, ...] = ("lines", "windows")
+    for chunking in kinds:
+        apart = chunk_spans(b"".join(messages), chunking, size, ends).tolist()
+        as_one = chunk_spans(b"".join(messages), chunking, size).tolist()
+        if are_cut_as_one(messages, chunking, size):
+            assert apart == as_one
+    assert are_cut_as_one([message + b"\n" for message in messages], "lines", size)
+    assert are_cut_as_one([message * size for message in messages], "windows", size)

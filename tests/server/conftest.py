@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -71,6 +72,34 @@ def held(call: Callable[[Callable[[], None]], object]) -> Iterator[None]:
         yield
     finally:
         release.set()
+
+
+class Transport(asyncio.Transport):
+    """Keeps what is written, and whether anything is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.reading = True
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Keep it."""
+        self.written += data
+
+    def pause_reading(self) -> None:
+        """Note it."""
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        """Note it."""
+        self.reading = True
+
+    def is_closing(self) -> bool:
+        """Never here."""
+        return False
+
+    def close(self) -> None:
+        """Nothing to close."""
 
 
 def until(holds: Callable[[], bool]) -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from itertools import pairwise
 from typing import Any, cast
 
 import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
 from server.door import Door
 from server.errors import Problem, offset_mismatch
 from server.express import Express
 from server.metrics import Metrics
+from server.patience import patient
 from server.replies import Replies, Take
 from server.settings import ServerSettings
 from server.wire import Receipt
-from tests.server.conftest import Daemon, until
+from tests.server.conftest import Daemon, Transport, until
 
 HEAD = b"POST /ingest HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n"
 RECEIPT = Receipt(7, 1, 0.5, 0.25, 1.0, False)
@@ -210,6 +215,37 @@ def test_what_asks_for_more_goes_the_long_way(request_: dict[str, Any], body: by
     full, _ = make(Held(offset_mismatch(1, 2)))
     assert not full.take(scope(), b"x", answers)
     assert not answers.written
+
+
+def test_the_parser_takes_the_short_way() -> None:
+    """With a post that has come whole; one that is still coming goes to the application."""
+    asked: list[str] = []
+    replies = Held()
+    express, metrics = make(replies)
+
+    async def app(scope: Scope, _: Receive, __: Send) -> None:
+        asked.append(scope["path"])
+
+    async def run() -> None:
+        kind = patient(ServerSettings(), metrics, express)
+        config = uvicorn.Config(app, http=kind, lifespan="off", log_level="critical")
+        config.load()
+        state = ServerState()
+        protocol, transport = kind(config=config, server_state=state, app_state={}), Transport()
+        protocol.connection_made(transport)
+        protocol.data_received(head(4) + b"one\n")
+        assert len(replies.takes) == 1
+        replies.takes[0](RECEIPT, None)
+        assert transport.written.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert transport.written.endswith(json.dumps(RECEIPT._asdict()).replace(" ", "").encode())
+        protocol.data_received(head(4) + b"tw")
+        protocol.data_received(b"o\n")
+        await asyncio.sleep(0)
+        assert asked == ["/ingest"]
+        assert len(replies.takes) == 1
+        protocol.connection_lost(None)
+
+    asyncio.run(run())
 
 
 def test_a_stop_answers_those_who_wait() -> None:

@@ -6,7 +6,10 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from server.engine import Engine
+from server.errors import Problem
 from server.storage.disk import Disk
+from server.wire import Receipt
 from tests.server.conftest import engine, until
 
 
@@ -69,6 +72,63 @@ def test_a_message_is_learned_while_it_is_synced(tmp_path: Path) -> None:
         disk.gate.set()
         assert receipt.result(timeout=30).offset == running.offset == running.life.offset == 36
         assert running.episodes.search(b"a new line", 1)[0].similarity == 1
+
+
+class Told:
+    """Takes what becomes of messages, in their order."""
+
+    def __init__(self) -> None:
+        self.what: list[tuple[int, int] | str] = []
+        self.done = threading.Event()
+
+    def told(self, receipt: Receipt, messages: int, /) -> None:
+        """Note the offset, and for how many; 0 for a duplicate."""
+        self.what.append((receipt.offset, 0 if receipt.duplicate else messages))
+
+    def refused(self, problem: Problem, /) -> None:
+        """Note the refusal."""
+        self.what.append(problem.slug)
+
+    def flush(self) -> None:
+        """All were told."""
+        self.done.set()
+
+
+def put(running: Engine, messages: Sequence[bytes], claimed: int | None = None) -> Told:
+    """Put messages that came together, and wait for what becomes of them."""
+    sink = Told()
+    assert running.put(messages, claimed, sink) == len(messages)
+    running.wake()
+    assert sink.done.wait(30)
+    return sink
+
+
+def test_messages_that_came_together(tmp_path: Path) -> None:
+    """One record where nobody can tell, from the chunks, that they were many; else one each."""
+    with engine(tmp_path) as running:
+        before = running.life.sequence
+        assert put(running, [b"one\n", b"two\n", b"three"]).what == [(13, 3)]
+        assert running.life.sequence == before + 1
+        assert put(running, [b"no end", b" of a line\n"]).what == [(19, 1), (30, 1)]
+        assert running.life.sequence == before + 3
+        assert [e.chunk for e in running.episodes.all()] == [
+            b"one",
+            b"two",
+            b"three",
+            b"no end",
+            b" of a line",
+        ]
+
+
+def test_messages_that_came_together_are_judged_one_by_one(tmp_path: Path) -> None:
+    """Those that the stream has are duplicates, those behind them are learned; or all are off."""
+    with engine(tmp_path) as running:
+        assert put(running, [b"one\n", b"two\n"], 0).what == [(8, 2)]
+        told = put(running, [b"one\n", b"two\n", b"new\n", b"too\n"], 0)
+        assert told.what == [(4, 0), (8, 0), (12, 1), (16, 1)]
+        assert put(running, [b"a\n", b"b\n"], 99).what == ["offset-mismatch"] * 2
+        assert put(running, [b"a\n", b"b\n"], 16).what == [(20, 2)]
+        assert running.life.offset == 20
 
 
 def test_a_genome_takes_over_when_it_is_on_the_disk(tmp_path: Path) -> None:
