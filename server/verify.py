@@ -54,8 +54,8 @@ class Report:
         detail: file, byte and reason where it is not good.
         segments: files of the journal.
         records: whole records, up to the damage.
-        messages: how many of them are messages.
-        genomes: how many of them are genomes.
+        messages: how many of them are of messages, one or several.
+        genomes: how many of them are of genomes.
         start: first stream offset that is retained.
         offset: stream offset that a start would reach.
     """
@@ -256,7 +256,7 @@ def _text(report: Report) -> str:
         lines.append(f"  snapshot {snapshot.file}: {state}")
     lines.append(
         f"  journal: {report.segments} segments, {report.records} whole records "
-        f"({report.messages} messages, {report.genomes} genomes), "
+        f"({report.messages} of messages, {report.genomes} of genomes), "
         f"stream from {report.start} to {report.offset}"
     )
     if report.verdict == "damaged":

@@ -56,9 +56,9 @@ class Kind(IntEnum):
     """What a payload is."""
 
     LINES = 1
-    """A message, cut at line ends."""
+    """Messages that, joined, are cut at line ends as each is by itself; or one."""
     WINDOWS = 2
-    """A message, cut into windows."""
+    """The same, cut into windows."""
     GENOME = 3
     """The genome that learns from here on, its file's bytes."""
     EPISODES = 4

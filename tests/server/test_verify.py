@@ -188,7 +188,7 @@ def test_the_command_prints_for_people_and_programs(
         return verify.run(parser.parse_args(["verify", *options]), tmp_path / "state")
 
     assert run() == 0
-    assert "30 messages, 1 genomes" in capsys.readouterr().out
+    assert "30 of messages, 1 of genomes" in capsys.readouterr().out
     damage(tmp_path / "state", MESSAGES[7])
     assert run("--json") == 1
     assert json.loads(capsys.readouterr().out)["verdict"] == "damaged"
