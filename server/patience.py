@@ -22,12 +22,14 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import Frame, Opcode
-from websockets.http11 import Request, Response
+from websockets.frames import Frame
+from websockets.http11 import Request
+from websockets.protocol import State
 
 from server import errors
 from server.errors import Problem
 from server.express import Express
+from server.frames import read_messages
 from server.metrics import Metrics
 from server.settings import ServerSettings
 from server.stream import CONNECTION
@@ -265,6 +267,7 @@ class PatientSocket(WebSocketsSansIOProtocol):
         self._take: Callable[[list[bytes]], None] | None = None
         self._ready = _nothing
         self._early: list[bytes] = []  # messages that nobody took yet
+        self._begun = b""  # the beginning of a message
         self._deaf = self._held = False
 
     def listen(self, take: Callable[[list[bytes]], None], ready: Callable[[], None]) -> None:
@@ -307,15 +310,22 @@ class PatientSocket(WebSocketsSansIOProtocol):
             extensions = cast(dict[str, Any], self.scope["extensions"])
             extensions[CONNECTION] = self
 
-    def handle_events(self) -> None:
-        """Take messages at once where all that came are such; else one after the other."""
-        events = self.conn.events_received()
-        if self._take is not None and all(map(_is_whole, events)):
-            if events:
-                self._pass_on([bytes(frame.data) for frame in cast(list[Frame], events)])
-            return
-        self.conn.events = events
-        super().handle_events()
+    def data_received(self, data: bytes) -> None:
+        """Read short messages at once, all that came; whatever else comes as uvicorn does."""
+        if self._begun:
+            data, self._begun = self._begun + data, b""
+        conn = self.conn
+        between = conn.state is State.OPEN and conn.current_size is None and not conn.reader.buffer
+        if between and self._take is not None:
+            messages, end, begun = read_messages(data, self.config.ws_max_size)
+            if messages:
+                self._pass_on(messages)
+                data = data[end:]
+            if begun:
+                self._begun = data
+                return
+        if data:
+            super().data_received(data)
 
     def handle_cont(self, event: Frame) -> None:
         """Take one more piece of a message."""
@@ -345,11 +355,6 @@ class PatientSocket(WebSocketsSansIOProtocol):
         else:
             self._early += messages
             self.hold(True)
-
-
-def _is_whole(event: Request | Response | Frame) -> bool:
-    """Whether an event is a binary message in one frame."""
-    return isinstance(event, Frame) and event.opcode is Opcode.BINARY and event.fin
 
 
 def patient(

@@ -86,6 +86,7 @@ LAYERS = [
     "server.routes",
     "server.stream",
     "server.app",
+    "server.frames",
     "server.patience",
     "server.verify",
     "server.__main__",

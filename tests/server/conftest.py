@@ -27,6 +27,10 @@ from server.storage.disk import Disk
 from tests.conftest import small_config
 
 OCTETS = {"Content-Type": "application/octet-stream"}
+HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
 
 
 def small_genome(seed: int = 1) -> Genome:

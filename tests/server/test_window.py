@@ -14,7 +14,7 @@ from server.intake import Sink
 from server.patience import PatientSocket
 from server.stream import CONNECTION, _Refused, _Window
 from server.wire import Receipt
-from tests.server.conftest import Transport
+from tests.server.conftest import HANDSHAKE, Transport
 
 
 class Connection:
@@ -197,12 +197,6 @@ def test_later_frames_follow_from_the_opening_offset() -> None:
         assert replies.put == [(b"abc", 10), (b"de", 10), (b"f", 15)]
 
     asyncio.run(test())
-
-
-HANDSHAKE = (
-    b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-)
 
 
 def frame(opcode: int, payload: bytes, last: bool = True) -> bytes:
