@@ -298,6 +298,12 @@ class PatientSocket(WebSocketsSansIOProtocol):
         else:
             self.transport.resume_reading()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go of whoever listened, and of what was to be taken: each would hold the other."""
+        super().connection_lost(exc)
+        self._take, self._ready = None, _nothing
+        self._early, self._begun = [], b""
+
     def resume_writing(self) -> None:
         """Say on."""
         super().resume_writing()

@@ -68,7 +68,7 @@ class Stream:
         """Serve one connection, until either side ends it."""
         await receive()
         await send({"type": "websocket.accept"})
-        connection: Connection = scope["extensions"][CONNECTION]
+        connection: Connection = scope["extensions"].pop(CONNECTION)
         window = _Window(self._replies, self._settings.ws_window, connection)
         try:
             window.open(_opening_offset(scope))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 
 import uvicorn
@@ -12,7 +14,8 @@ from uvicorn.server import ServerState
 from server import errors
 from server.intake import Sink
 from server.patience import PatientSocket
-from server.stream import CONNECTION, _Refused, _Window
+from server.settings import ServerSettings
+from server.stream import CONNECTION, Stream, _Refused, _Window
 from server.wire import Receipt
 from tests.server.conftest import HANDSHAKE, Transport
 
@@ -212,7 +215,7 @@ def test_messages_are_taken_as_they_come() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "websocket.accept"})
-        scope["extensions"][CONNECTION].listen(taken.append, lambda: None)
+        scope["extensions"].pop(CONNECTION).listen(taken.append, lambda: None)
         by_the_long_way.append((await receive())["type"])
 
     async def run() -> None:
@@ -240,3 +243,37 @@ def test_messages_are_taken_as_they_come() -> None:
         assert not transport.written.endswith(b"too much")
 
     asyncio.run(run())
+
+
+def test_a_connection_that_is_gone_holds_no_memory() -> None:
+    """Nor what came on it and found no room: it is freed at once, without a search for cycles."""
+    replies = Replies()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Stream(ServerSettings(ws_window=1), replies)(scope, receive, send)  # type: ignore[arg-type]
+
+    async def run() -> None:
+        config = uvicorn.Config(app, ws=PatientSocket, lifespan="off", log_level="error")
+        config.load()
+        socket, transport = PatientSocket(config, ServerState(), {}), Transport()
+        socket.connection_made(transport)
+        socket.data_received(HANDSHAKE)
+        await passed()
+        socket.data_received(frame(2, b"1") + frame(2, b"2") + frame(2, b"3")[:-1])
+        assert not transport.reading
+        gone = weakref.ref(socket)
+        socket.connection_lost(None)
+        del socket
+        await passed()
+        await replies.answer(1)
+        await replies.answer(1)
+        assert [message for message, _ in replies.put] == [b"1", b"2"]
+        del replies.sink
+        await passed()
+        assert gone() is None
+
+    gc.disable()
+    try:
+        asyncio.run(run())
+    finally:
+        gc.enable()
