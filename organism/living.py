@@ -19,7 +19,7 @@ from organism.encoder import Encoding, compile_encoder, empty_chunk, pool
 from organism.fused import compile_genome, join, split
 from organism.genome import Genome
 from organism.jit import F32, aligned_copy, kernel
-from organism.kernels import Constants, Lessons, State, Tape, Theta
+from organism.kernels import Lessons, State
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class LivingCortex:
         inputs = np.zeros((len(spans), self._encoding.table.shape[1]), np.float32)
         entropy, logit, beta = np.empty((3, len(spans)), np.float32)
         life = self._life(inputs, entropy, logit, beta)
-        empty = _encode_and_live(np.frombuffer(data, np.uint8), spans, self._encoding, *life)
+        empty = _encode_and_live(np.frombuffer(data, np.uint8), spans, self._encoding, inputs, life)
         if empty >= 0:
             raise empty_chunk(empty)
         return Trace(entropy, _sigmoid(logit), beta)
@@ -157,22 +157,7 @@ def copied(state: State) -> State:
 
 @kernel()
 def _encode_and_live(
-    data: Bytes,
-    spans: Spans,
-    encoding: Encoding,
-    constants: Constants,
-    theta: Theta,
-    innate: F32,
-    state: State,
-    inputs: F32,
-    lessons: Lessons,
-    entropy: F32,
-    logit: F32,
-    beta: F32,
-    segment: int,
-    checkpoints: State,
-    lasts: Tape,
-    memory: F32,
+    data: Bytes, spans: Spans, encoding: Encoding, inputs: F32, life: tuple[Any, ...]
 ) -> int:
     """``pool`` into inputs that are zeros, then ``kernels.live``: two calls in one.
 
@@ -180,21 +165,7 @@ def _encode_and_live(
     """
     empty = pool(data, spans, encoding, inputs)
     if empty < 0:
-        kernels.live(
-            constants,
-            theta,
-            innate,
-            state,
-            inputs,
-            lessons,
-            entropy,
-            logit,
-            beta,
-            segment,
-            checkpoints,
-            lasts,
-            memory,
-        )
+        kernels.live(*life)
     return empty
 
 
