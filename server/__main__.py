@@ -48,8 +48,8 @@ SERVING: dict[str, Any] = {
 _RESTARTED = "_ORGANISM_KERNELS_COMPILED"
 _EXIT_FAILED = 1
 _EXIT_USAGE = 2
-# Objects made and not freed until the collector looks for cycles among them. Its own threshold, 700,
-# is soon reached where small posts come by the thousand.
+# Objects made and not freed until the collector looks for cycles among them. Its own threshold of
+# 700 is soon reached where small posts come by the thousand.
 _YOUNG_OBJECTS = 5_000
 # What a stop may take beyond its time: the snapshot.
 _LEAST_PATIENCE_S = 1.0
