@@ -19,7 +19,8 @@ from torch import Tensor
 
 from organism.chunking import Bytes, Spans
 from organism.config import EncoderConfig
-from organism.jit import F32, Number, kernel
+from organism.jit import F32, aligned_copy, kernel
+from organism.simd import LANES, load, multiply_add, spread, store
 
 # Odd 64-bit constants of Steele, Lea & Flood, "Fast splittable pseudorandom number generators"
 # (OOPSLA 2014): their finaliser spreads near-equal n-grams over all buckets.
@@ -27,6 +28,8 @@ _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _NORM_FLOOR = np.float32(1e-12)
 _ZERO, _NINE = np.uint8(ord("0")), np.uint8(ord("9"))
+_LONGEST_GRAM = 4
+_STRIDE = 64  # bytes of the widest vector
 
 
 @lru_cache(maxsize=8)
@@ -40,7 +43,7 @@ def embedding_table(config: EncoderConfig, width: int) -> F32:
         ``(buckets, width)``; shared, read-only.
     """
     draws = np.random.RandomState(config.seed).standard_normal((config.buckets, width))
-    table = draws.astype(np.float32)
+    table = aligned_copy(draws.astype(np.float32))
     table.flags.writeable = False
     return table
 
@@ -104,7 +107,7 @@ class Encoding(NamedTuple):
         raw: whether a byte is its own row.
         distinct: as configured.
         unit_norm: as configured.
-        digit_weight: as configured.
+        weights: what an n-gram of so many bytes weighs, so many of them digits, ``(5, 5)``.
         table: ``embedding_table``, ``(buckets, width)``.
     """
 
@@ -112,7 +115,7 @@ class Encoding(NamedTuple):
     raw: bool
     distinct: bool
     unit_norm: bool
-    digit_weight: Number
+    weights: F32
     table: F32
 
 
@@ -124,9 +127,16 @@ def compile_encoder(config: EncoderConfig, width: int) -> Encoding:
         raw=config.orders == (1,),
         distinct=config.distinct,
         unit_norm=config.unit_norm,
-        digit_weight=np.float32(config.digit_weight),
+        weights=_gram_weights(config.digit_weight),
         table=embedding_table(config, width),
     )
+
+
+def _gram_weights(digit_weight: float) -> F32:
+    """Mean weight of n-grams' bytes, by how many they are, and how many of them are digits."""
+    length, digits = np.indices((_LONGEST_GRAM + 1, _LONGEST_GRAM + 1))
+    weights = np.float64(np.float32(digit_weight)) * digits + (length - digits)
+    return (weights / np.maximum(length, 1)).astype(np.float32)
 
 
 @kernel()
@@ -142,15 +152,16 @@ def pool(data: Bytes, spans: Spans, encoding: Encoding, vectors: F32) -> int:
         if spans[c, 1] <= spans[c, 0]:
             return c
         longest = max(longest, spans[c, 1] - spans[c, 0])
-    seen = np.zeros((buckets + 63) // 64 if encoding.distinct else 0, np.uint64)
-    rows, weights = np.empty(longest, np.int64), np.empty(longest, np.float32)
+    chunk, grams = _chunk_of(longest), _grams_of(longest)
+    seen = np.zeros(buckets if encoding.distinct else 0, np.uint8)
     total = np.empty(width, np.float32)
     for c in range(spans.shape[0]):
         start, end = spans[c, 0], spans[c, 1]
+        _take(data, start, end, chunk)
         for o in range(encoding.orders.shape[0]):
-            order = encoding.orders[o]
-            count = _look_up(data, start, end, order, encoding, seen, rows, weights)
-            _sum_rows(encoding.table, rows, weights, count, total)
+            span = min(encoding.orders[o], end - start)
+            count = _look_up(chunk, end - start, span, encoding, seen, grams)
+            _sum_rows(encoding.table, grams, count, total)
             if encoding.unit_norm:
                 square = np.float32(0)
                 for j in range(width):
@@ -159,74 +170,146 @@ def pool(data: Bytes, spans: Spans, encoding: Encoding, vectors: F32) -> int:
             else:
                 sum_ = np.float32(0)
                 for k in range(count):
-                    sum_ += weights[k]
+                    sum_ += grams.weights[k]
                 factor = np.float32(1) / sum_
             for j in range(width):
                 vectors[c, j] += factor * total[j]
     return -1
 
 
+class _Chunk(NamedTuple):
+    """Bytes of a chunk, then zeros; and which of them are digits, 1 or 0."""
+
+    text: Bytes
+    is_digit: Bytes
+
+
+class _Grams(NamedTuple):
+    """Rows of n-grams in the table, how many of their bytes are digits, and their weights."""
+
+    rows: npt.NDArray[np.uint32]
+    digits: Bytes
+    weights: F32
+
+
+@kernel()
+def _chunk_of(longest: int) -> _Chunk:
+    """Make room for chunks of up to so many bytes."""
+    room = _rounded(longest) + _STRIDE
+    return _Chunk(np.empty(room, np.uint8), np.empty(room, np.uint8))
+
+
+@kernel()
+def _grams_of(most: int) -> _Grams:
+    """Make room for up to so many n-grams."""
+    room = _rounded(most)
+    rows, digits = np.empty(room, np.uint32), np.empty(room, np.uint8)
+    return _Grams(rows, digits, np.empty(room, np.float32))
+
+
+@kernel(inline=True)
+def _rounded(count: int) -> int:
+    """Next multiple of ``_STRIDE``: loops over so many leave nothing to be done one by one."""
+    return (count + _STRIDE - 1) // _STRIDE * _STRIDE
+
+
+@kernel()
+def _take(data: Bytes, start: int, end: int, chunk: _Chunk) -> None:
+    """Copy a chunk to where its n-grams may be read beyond its end."""
+    room = _rounded(end - start) + _STRIDE
+    for i in range(start, end):
+        chunk.text[i - start] = data[i]
+    for i in range(end - start, room):
+        chunk.text[i] = 0
+    for i in range(room):
+        digit = _ZERO <= chunk.text[i] <= _NINE
+        chunk.is_digit[i] = np.uint8(1) if digit else np.uint8(0)
+
+
 @kernel()
 def _look_up(
-    data: Bytes,
-    start: int,
-    end: int,
-    order: int,
+    chunk: _Chunk,
+    length: int,
+    span: int,
     encoding: Encoding,
-    seen: npt.NDArray[np.uint64],
-    rows: npt.NDArray[np.int64],
-    weights: F32,
-) -> Number:
+    seen: npt.NDArray[np.uint8],
+    grams: _Grams,
+) -> int:
     """Write down rows and weights of a chunk's n-grams of one order; return how many.
 
-    A chunk shorter than the order is its own n-gram. The window's bytes, and how many of them are
-    digits, are carried from one n-gram to the next. With room in ``seen``, a bit for each row, all
-    of them 0 before and after, a row counts once.
+    With room in ``seen``, a byte for each row, all of them 0 before and after, a row counts once.
     """
-    span, buckets = min(order, end - start), encoding.table.shape[0]
-    newest = np.uint64(8 * (span - 1))
-    gram, digits, count = np.uint64(0), 0, np.uint64(0)
-    for i in range(start, end):
-        gram = (gram >> np.uint64(8)) | (np.uint64(data[i]) << newest)
-        digits += _is_digit(data[i])
-        if i - start < span - 1:
-            continue
-        bucket = np.uint64(data[i] if encoding.raw else place_of(gram_hash(gram, span), buckets))
+    count, weights = length - span + 1, encoding.weights[span]
+    _hash_grams(chunk, count, span, encoding, grams)
+    # Unsigned numbers as indices: a signed one might count from the end, and is looked at.
+    if not seen.shape[0]:
+        for k in range(count):
+            grams.weights[k] = weights[np.uint64(grams.digits[k])]
+        return count
+    kept = np.uint64(0)
+    for k in range(count):
+        row = np.uint64(grams.rows[k])
         # Written down in any case, and over again unless it counts: whether it does, nobody can
         # foresee, the processor neither.
-        rows[count] = np.int64(bucket)
-        plain = np.float32(span - digits)
-        weights[count] = (digits * encoding.digit_weight + plain) / np.float32(span)
-        digits -= _is_digit(data[i - span + 1])
-        if not seen.shape[0]:
-            count += np.uint64(1)
-            continue
-        word, bit = bucket >> np.uint64(6), bucket & np.uint64(63)
-        count += np.uint64(1) - ((seen[word] >> bit) & np.uint64(1))
-        seen[word] |= np.uint64(1) << bit
-    if seen.shape[0]:
-        for k in range(count):
-            seen[np.uint64(rows[k]) >> np.uint64(6)] = np.uint64(0)
-    return np.int64(count)
+        grams.rows[kept] = row
+        grams.weights[kept] = weights[np.uint64(grams.digits[k])]
+        kept += np.uint64(1) - np.uint64(seen[row])
+        seen[row] = 1
+    for k in range(kept):
+        seen[np.uint64(grams.rows[k])] = 0
+    return np.int64(kept)
 
 
 @kernel()
-def _sum_rows(
-    table: F32, rows: npt.NDArray[np.int64], weights: F32, count: int, total: F32
-) -> None:
-    """Sum weighted rows of a table, four a loop."""
-    for j in range(total.shape[0]):
-        total[j] = 0
-    blocked = count - count % 4
-    for k in range(0, blocked, 4):
-        r0, r1, r2, r3 = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
-        w0, w1, w2, w3 = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
-        for j in range(total.shape[0]):
-            pair = w0 * table[r0, j] + w1 * table[r1, j]
-            total[j] += pair + (w2 * table[r2, j] + w3 * table[r3, j])
-    for k in range(blocked, count):
-        for j in range(total.shape[0]):
-            total[j] += weights[k] * table[rows[k], j]
+def _hash_grams(chunk: _Chunk, count: int, span: int, encoding: Encoding, grams: _Grams) -> None:
+    """Write down rows and digits of n-grams, repeated ones too; eight or more at once."""
+    text, is_digit, buckets = chunk.text, chunk.is_digit, encoding.table.shape[0]
+    for i in range(_rounded(count)):
+        gram = np.uint64(text[i])
+        if encoding.raw:
+            grams.rows[i] = gram
+            continue
+        gram |= np.uint64(text[i + 1]) << np.uint64(8)
+        gram |= np.uint64(text[i + 2]) << np.uint64(16)
+        gram |= np.uint64(text[i + 3]) << np.uint64(24)
+        gram &= (np.uint64(1) << np.uint64(8 * span)) - np.uint64(1)
+        grams.rows[i] = place_of(gram_hash(gram, span), buckets)
+    second, third, fourth = np.uint8(span > 1), np.uint8(span > 2), np.uint8(span > 3)
+    for i in range(_rounded(count)):
+        first = is_digit[i] + is_digit[i + 1] * second
+        grams.digits[i] = first + is_digit[i + 2] * third + is_digit[i + 3] * fourth
+
+
+@kernel(reassociate=False)
+def _sum_rows(table: F32, grams: _Grams, count: int, total: F32) -> None:
+    """Sum weighted rows of a table, as many columns at a time as stay in registers."""
+    width = total.shape[0]
+    wide = width - width % (4 * LANES)
+    for j in range(0, wide, 4 * LANES):
+        _sum_columns(table, grams, count, j, total)
+    for j in range(wide, width, LANES):
+        lanes, column = min(LANES, width - j), spread(0)
+        for k in range(count):
+            row = load(table, (grams.rows[k], j), lanes)
+            column = multiply_add(spread(grams.weights[k]), row, column)
+        store(total, j, lanes, column)
+
+
+@kernel(reassociate=False, inline=True)
+def _sum_columns(table: F32, grams: _Grams, count: int, j: int, total: F32) -> None:
+    """Sum four vectors' worth of columns, from column j on."""
+    j1, j2, j3 = j + LANES, j + 2 * LANES, j + 3 * LANES
+    a, b, c, d = spread(0), spread(0), spread(0), spread(0)
+    for k in range(count):
+        row, weight = grams.rows[k], spread(grams.weights[k])
+        a = multiply_add(weight, load(table, (row, j), LANES), a)
+        b = multiply_add(weight, load(table, (row, j1), LANES), b)
+        c = multiply_add(weight, load(table, (row, j2), LANES), c)
+        d = multiply_add(weight, load(table, (row, j3), LANES), d)
+    store(total, j, LANES, a)
+    store(total, j1, LANES, b)
+    store(total, j2, LANES, c)
+    store(total, j3, LANES, d)
 
 
 @kernel()
@@ -236,11 +319,6 @@ def place_of(code: np.uint64, places: int) -> np.int64:
     Lemire, "Fast random integer generation in an interval", ACM TOMACS 2019.
     """
     return np.int64(((code >> np.uint64(31)) * np.uint64(places)) >> np.uint64(32))
-
-
-@kernel()
-def _is_digit(byte: np.uint8) -> int:
-    return 1 if _ZERO <= byte <= _NINE else 0
 
 
 @kernel()

@@ -67,6 +67,9 @@ if _own_choice and platform.machine() in ("x86_64", "AMD64"):
     _config.CPU_NAME = llvm.get_host_cpu_name()
     _config.CPU_FEATURES = llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit"
 
+HAS_512_BITS = "+avx512f" in (_config.CPU_FEATURES or "").split(",")
+"""Whether what is compiled here may use vectors of 512 bits."""
+
 
 def aligned(shape: tuple[int, ...], dtype: type[np.generic] = np.float32) -> npt.NDArray[Any]:
     """Make room for an array that starts on a cache line: no vector of it spans two of them."""
@@ -104,7 +107,9 @@ def _borrowed(typing_context: Any, array: Any) -> Any:
 borrowed: Any = intrinsic(_borrowed)
 
 
-def kernel(*, reassociate: bool = True, release: bool = True) -> Callable[[_Function], _Function]:
+def kernel(
+    *, reassociate: bool = True, release: bool = True, inline: bool = False
+) -> Callable[[_Function], _Function]:
     """Compile a function on its first call.
 
     The machine code is cached; where there is no folder to write to, it is compiled anew in each
@@ -115,9 +120,11 @@ def kernel(*, reassociate: bool = True, release: bool = True) -> Callable[[_Func
             precision. Multiply-adds are contracted in any case.
         release: let other threads run meanwhile; off where it is over sooner than another thread
             would give the interpreter back.
+        inline: become part of what calls it, and be compiled for what is constant there.
     """
     options: dict[str, Any] = {
         "nogil": release,
+        "forceinline": inline,
         "error_model": "numpy",
         "fastmath": _FAST if reassociate else {"contract"},
     }

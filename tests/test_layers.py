@@ -13,6 +13,7 @@ FOLDERS = ("organism", "server", "examples", "benchmarks")
 LAYERS = [
     "organism.config",
     "organism.jit",
+    "organism.simd",
     "organism.chunking",
     "organism.auroc",
     "organism.calibration",
