@@ -257,7 +257,7 @@ def _look_up(
         seen[row] = 1
     for k in range(kept):
         seen[np.uint64(grams.rows[k])] = 0
-    return np.int64(kept)
+    return int(kept)
 
 
 @kernel()

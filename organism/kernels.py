@@ -23,7 +23,19 @@ import numpy.typing as npt
 from organism import recruiting
 from organism.jit import F32, Number, aligned, borrowed, kernel
 from organism.readout import DEVIATION_FLOOR, LEAST_SHARE
-from organism.recruitment import FEATURES, LEVEL_POWERS
+from organism.recruitment import FEATURES, LEAST_TRACE, LEVEL_POWERS
+from organism.simd import (
+    LANES,
+    load,
+    magnitude,
+    multiply_add,
+    power_of_two,
+    smaller,
+    spread,
+    store,
+    whole,
+    with_sign,
+)
 
 I64 = npt.NDArray[np.int64]
 
@@ -44,6 +56,7 @@ _FLOOR = np.float32(DEVIATION_FLOOR)
 _SHARE = np.float32(LEAST_SHARE)
 _UNIT_NORM_FLOOR = np.float32(1e-6)
 _RMS_FLOOR = np.float32(1e-12)
+_LEAST_TRACE = np.float32(LEAST_TRACE)
 
 
 @kernel()
@@ -187,23 +200,23 @@ class Scratch(NamedTuple):
     """What one step writes on: no kernel of a step asks for memory.
 
     Attributes:
-        bits: exponents of tanh, ``(d_hidden,)``.
         post: ``(d_hidden,)``; so are u (post as the rule sees it), field and total.
         u: see above.
         field: see above.
         total: see above.
         inverses: what W's columns are still to be multiplied by, ``(d_hidden,)``.
         pre: z as the rule sees it, ``(d_in,)``.
+        column: one of W, ``(d_in,)``.
         columns: what a rule needs of each column, a multiple of d_hidden.
     """
 
-    bits: npt.NDArray[np.int32]
     post: F32
     u: F32
     field: F32
     total: F32
     inverses: F32
     pre: F32
+    column: F32
     columns: F32
 
 
@@ -229,14 +242,14 @@ def laid_out(memory: F32, d_in: int, d_hidden: int) -> tuple[Scratch, Tape]:
     """Lay a scratch and one row of a tape out on their memory; nothing is left to be settled."""
     width = -(-max(d_in, d_hidden) // _LINE) * _LINE
     rows = memory[: (_SCRATCH_ROWS + _TAPE_ROWS) * width].reshape((-1, width))
-    fill(rows[5], _1)
+    fill(rows[4], _1)
     scratch = Scratch(
-        rows[0, :d_hidden].view(np.int32),
+        rows[0, :d_hidden],
         rows[1, :d_hidden],
         rows[2, :d_hidden],
         rows[3, :d_hidden],
         rows[4, :d_hidden],
-        rows[5, :d_hidden],
+        rows[5, :d_in],
         rows[6, :d_in],
         memory[(_SCRATCH_ROWS + _TAPE_ROWS) * width :],
     )
@@ -374,24 +387,29 @@ _INVERSE_FACTORIALS = tuple(np.float32(1 / math.factorial(n)) for n in range(8))
 
 
 @kernel(reassociate=False)
-def _tanh(a: F32, bits: npt.NDArray[np.int32], h: F32) -> None:
+def _tanh(a: F32, h: F32) -> None:
     """H = tanh(a) = m / (m + 2) with m = exp(2a) − 1, to two units in the last place.
 
     exp(2|a|) = 2ⁿ·exp(r) with |r| ≤ ln(2)/2, and exp(r) − 1 by its Taylor series, so that small
-    arguments lose nothing; 2ⁿ is written into the exponent of a float.
+    arguments lose nothing.
     """
     _, _, i2, i3, i4, i5, i6, i7 = _INVERSE_FACTORIALS
-    power = bits.view(np.float32)
-    for j in range(a.shape[0]):
-        y = _2 * min(abs(a[j]), _SATURATED)
-        bits[j] = (np.int32(y * _LOG2_E + _HALF) + np.int32(127)) << np.int32(23)
-    for j in range(a.shape[0]):
-        y = _2 * min(abs(a[j]), _SATURATED)
-        n = np.float32(np.int32(y * _LOG2_E + _HALF))
-        r = (y - n * _LN2_HIGH) - n * _LN2_LOW
-        m = r + r * r * (i2 + r * (i3 + r * (i4 + r * (i5 + r * (i6 + r * i7)))))
-        m = power[j] * m + (power[j] - _1)
-        h[j] = math.copysign(m / (m + _2), a[j])
+    one, two = spread(1), spread(2)
+    for j in range(0, a.shape[0], LANES):
+        lanes = min(LANES, a.shape[0] - j)
+        x = load(a, j, lanes)
+        y = two * smaller(spread(_SATURATED), magnitude(x))
+        n = whole(multiply_add(y, spread(_LOG2_E), spread(_HALF)))
+        r = multiply_add(n, spread(-_LN2_HIGH), y)
+        r = multiply_add(n, spread(-_LN2_LOW), r)
+        series = multiply_add(r, spread(i7), spread(i6))
+        series = multiply_add(r, series, spread(i5))
+        series = multiply_add(r, series, spread(i4))
+        series = multiply_add(r, series, spread(i3))
+        series = multiply_add(r, series, spread(i2))
+        power = power_of_two(n)
+        m = multiply_add(power, multiply_add(r * r, series, r), power - one)
+        store(h, j, lanes, with_sign(m / (m + two), x))
 
 
 @kernel()
@@ -458,8 +476,8 @@ def read(
     beta, level = state.gains[BETA], state.gains[LEVEL]
     # field and total are free until the learning.
     _products(z, state.w, scratch.inverses, innate, scratch.field, scratch.total)
-    _tanh(scratch.field, scratch.bits, row.h)
-    _tanh(scratch.total, scratch.bits, row.innate_h)
+    _tanh(scratch.field, row.h)
+    _tanh(scratch.total, row.innate_h)
     entropy, innate_entropy = _deviation(row.h), _deviation(row.innate_h)
     readings[0], readings[1], readings[2], readings[3] = entropy, innate_entropy, beta, level
     return entropy, logit_of(theta, response_of(entropy, innate_entropy), level)
@@ -488,9 +506,10 @@ def _read_matches(
     _mix(constants, theta, state, e, row)
     beta, level, match = state.gains[BETA], state.gains[LEVEL], row.innate_h
     recruiting.drive(row.z, state.w, match)
-    _tanh(match, scratch.bits, row.h)
+    _tanh(match, row.h)
+    inverse = _1 / beta
     for j in range(match.shape[0]):
-        match[j] /= beta
+        match[j] *= inverse
     entropy, best = _deviation(row.h), match[recruiting.winner(match)]
     row.readings[0], row.readings[1], row.readings[2], row.readings[3] = entropy, best, beta, level
     weights = theta.scalars[READOUT : READOUT + FEATURES]
@@ -875,33 +894,35 @@ def _recruit(constants: Constants, theta: Theta, state: State, row: Tape, scratc
     entropy, best, beta = row.readings[0], row.readings[1], row.readings[2]
     w, match = state.w, row.innate_h
     recruited = best < constants.vigilance
-    column = recruiting.least_used(state.trace) if recruited else recruiting.winner(match)
-    shut = recruited and state.trace[column] >= constants.protection
+    number = recruiting.least_used(state.trace) if recruited else recruiting.winner(match)
+    shut = recruited and state.trace[number] >= constants.protection
     for j in range(state.trace.shape[0]):
-        state.trace[j] *= constants.trace_decay
+        trace = state.trace[j] * constants.trace_decay
+        state.trace[j] = trace if trace > _LEAST_TRACE else _0
     if shut:
         return
-    post = row.h[column]
+    pre, column, post = scratch.pre, scratch.column, row.h[number]
     if recruited:
-        recruiting.silence(w, column)
+        fill(column, _0)
         post = np.float32(math.tanh(beta))
+    else:
+        recruiting.take_column(w, number, column)
     factor = np.float32(constants.activity_scale / beta) if constants.scaling != UNSCALED else _1
     scale = constants.weight_scale if constants.scaling != UNSCALED else _1
     for i in range(row.z.shape[0]):
-        scratch.pre[i] = factor * row.z[i]
+        pre[i] = factor * row.z[i]
     post = post * factor if constants.scaling == SQRT_D else post
     post = min(max(post, -constants.post_clamp), constants.post_clamp)
     alpha = rate_of(constants, entropy)
     if theta.units.shape[0]:
-        recruiting.move_by_mlp(
-            theta.units, theta.scalars[B2], w, column, scratch.pre, post, alpha, scale
-        )
+        recruiting.move_by_mlp(theta.units, theta.scalars[B2], column, pre, post, alpha, scale)
     else:
         recruiting.move_by_polynomial(
-            theta.coefficients, w, column, scratch.pre, post, alpha, scale, scratch.columns
+            theta.coefficients, column, pre, post, alpha, scale, scratch.columns
         )
-    recruiting.normalise_column(w, column, constants.epsilon)
-    recruiting.use(state.trace, column, recruited, constants.reuse)
+    recruiting.normalise(column, constants.epsilon)
+    recruiting.put_column(column, w, number)
+    recruiting.use(state.trace, number, recruited, constants.reuse)
 
 
 @kernel()

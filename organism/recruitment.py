@@ -41,6 +41,9 @@ LEVEL_CENTRE = 2.0
 """Closeness that the powers of the level are taken around: of a match of about 0.9."""
 DENSITY_FLOOR = 1e-3
 MARGIN = 0.02
+# A smaller trace is none: it would not move the evidence, and what is left after some 90,000 steps
+# would be no normal number, which takes a processor a hundred times as long.
+LEAST_TRACE = 1e-30
 """Matches nearer to 1 than this are alike."""
 LEVEL_AT_BIRTH = 0.8
 LEVEL_SHARPNESS = 16
@@ -142,6 +145,7 @@ def next_trace(trace: Tensor, choice: Choice, decay: float, reuse: float) -> Ten
     """
     place = choice.column.unsqueeze(-1)
     decayed = decay * trace
+    decayed = torch.where(decayed > LEAST_TRACE, decayed, torch.zeros_like(decayed))
     before = decayed.gather(-1, place)
     again = (before + reuse).clamp_min(0)
     used = torch.where(choice.recruited.unsqueeze(-1), torch.ones_like(again), again)
