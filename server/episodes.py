@@ -12,7 +12,7 @@ import math
 import random
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,30 +91,25 @@ class Episodes:
         Returns:
             Which of them were not remembered when their turn came, ``(chunks,)``.
         """
-        new = np.empty(len(spans), bool)
+        new: list[bool] = []
         for first in range(0, len(spans), _ADDED_AT_ONCE):
             some = spans[first : first + _ADDED_AT_ONCE]
             vectors, norms = _embedded(data, some)
-            starts = offsets[first : first + _ADDED_AT_ONCE]
-            where = zip(some.tolist(), starts.tolist(), strict=True)
+            chunks = [data[start:end] for start, end in some.tolist()]
+            starts = offsets[first : first + _ADDED_AT_ONCE].tolist()
             settled()
             with self._lock:
-                placed = [self._place(data[a:b], offset) for (a, b), offset in where]
-                slots = np.array([slot for slot, _ in placed])
-                new[first : first + len(placed)] = [is_new for _, is_new in placed]
-                kept = slots >= 0
-                self._vectors[slots[kept]] = vectors[kept]
-                self._norms[slots[kept]] = norms[kept]
-                # What was placed may have given way again before the last of these chunks.
-                gone = [slot for slot in slots[kept].tolist() if self._chunks[slot] is None]
-                self._norms[gone] = 0
-        return new
+                slots, gone = self._place(chunks, starts, new)
+                _put(np.array(slots), vectors, norms, self._vectors, self._norms)
+                # Some may be taken again, by chunks that came after.
+                self._norms[[slot for slot in gone if self._chunks[slot] is None]] = 0
+        return np.array(new, bool)
 
     def forget_before(self, offset: int) -> None:
         """Forget chunks whose latest occurrence lies before an offset of the stream."""
         with self._lock:
             while self._slots and self._offsets[next(iter(self._slots.values()))] < offset:
-                self._forget_oldest()
+                self._norms[self._forget_oldest()] = 0
 
     def all(self) -> list[Episode]:
         """All episodes, oldest occurrence first."""
@@ -168,30 +163,42 @@ class Episodes:
         )
         return [FoundEpisode(episode, similarity) for episode, similarity, _ in ranked[:count]]
 
-    def _place(self, chunk: bytes, offset: int) -> tuple[int, bool]:
-        """Give a chunk its slot, −1 where it is larger than the whole memory; is it new?"""
-        slot = self._slots.get(chunk)
-        is_new = slot is None
-        if slot is not None:
-            self._slots.move_to_end(chunk)
-        else:
-            if len(chunk) > self._max_bytes:
-                return -1, True
-            while not self._free or self._size_bytes + len(chunk) > self._max_bytes:
-                self._forget_oldest()
-            slot = self._free.pop()
-            self._slots[chunk] = slot
-            self._size_bytes += len(chunk)
-            self._chunks[slot] = chunk
-        self._offsets[slot] = offset
-        return slot, is_new
+    def _place(
+        self, chunks: Sequence[bytes], offsets: Sequence[int], new: list[bool]
+    ) -> tuple[list[int], list[int]]:
+        """Give chunks their slots, −1 where one is larger than the whole memory; add who is new.
 
-    def _forget_oldest(self) -> None:
+        Returns:
+            The slots, and those of the chunks that gave way.
+        """
+        slots: list[int] = []
+        gone: list[int] = []
+        for chunk, offset in zip(chunks, offsets, strict=True):
+            slot = self._slots.get(chunk)
+            new.append(slot is None)
+            if slot is not None:
+                self._slots.move_to_end(chunk)
+            elif len(chunk) > self._max_bytes:
+                slots.append(-1)
+                continue
+            else:
+                while not self._free or self._size_bytes + len(chunk) > self._max_bytes:
+                    gone.append(self._forget_oldest())
+                slot = self._free.pop()
+                self._slots[chunk] = slot
+                self._size_bytes += len(chunk)
+                self._chunks[slot] = chunk
+            self._offsets[slot] = offset
+            slots.append(slot)
+        return slots, gone
+
+    def _forget_oldest(self) -> int:
+        """Free the slot of the oldest chunk, whose norm is still to be set to 0."""
         chunk, slot = self._slots.popitem(last=False)
         self._size_bytes -= len(chunk)
         self._chunks[slot] = None
-        self._norms[slot] = 0
         self._free.append(slot)
+        return slot
 
 
 def shared_runs(cue: bytes, chunk: bytes) -> list[tuple[int, int, int]]:
@@ -238,6 +245,22 @@ def _compare(
             total += np.int32(vectors[i, j]) * np.int32(cue[j])
         products[i] = np.float32(total)
         cosines[i] = products[i] / norms[i]
+
+
+@kernel(release=False)
+def _put(
+    slots: npt.NDArray[np.int64],
+    vectors: npt.NDArray[np.int8],
+    norms: F32,
+    into: npt.NDArray[np.int8],
+    norms_into: F32,
+) -> None:
+    """Write vectors and norms to slots; none where there is no slot."""
+    for k in range(slots.shape[0]):
+        if slots[k] >= 0:
+            norms_into[slots[k]] = norms[k]
+            for j in range(vectors.shape[1]):
+                into[slots[k], j] = vectors[k, j]
 
 
 def _embedded(data: bytes, spans: Spans) -> tuple[npt.NDArray[np.int8], F32]:
