@@ -143,6 +143,19 @@ def kernel(
 _cached: list[Any] = []
 
 
+def entry_of(compiled: Any, *arguments: Any) -> Callable[..., Any]:
+    """Find what a kernel was compiled to for arguments of these types, to be called without asking.
+
+    Each call of a kernel looks at the type of every leaf of its arguments, 10 µs where they are
+    many. What is returned does not: others than of these types are read for what they are not.
+    """
+    typeof: Callable[[Any], Any] = numba.typeof
+    types = tuple(typeof(argument) for argument in arguments)
+    compiled.compile(types)
+    entry: Callable[..., Any] = compiled.get_overload(types)
+    return entry
+
+
 def compiled_for_the_cache() -> bool:
     """Whether this process has compiled a kernel that the next one will load.
 

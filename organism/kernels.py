@@ -282,6 +282,28 @@ def new_tape(steps: tuple[int, ...], d_in: int, d_hidden: int) -> Tape:
 
 
 @kernel()
+def no_states(state: State) -> State:
+    """No state of many, for where none is kept."""
+    d_in, d_hidden = state.w.shape
+    return State(
+        state.w.reshape((1, d_in, d_hidden))[:0],
+        state.short_term.reshape((1, -1))[:0],
+        state.long_term.reshape((1, -1))[:0],
+        state.mean.reshape((1, -1))[:0],
+        state.trace.reshape((1, -1))[:0],
+        state.gains.reshape((1, -1))[:0],
+        state.steps.reshape((1, -1))[:0],
+    )
+
+
+@kernel()
+def no_tape(memory: F32) -> Tape:
+    """No step of many, for where none is kept."""
+    nothing = memory[:0].reshape((0, 1))
+    return Tape(nothing, nothing, nothing, nothing, nothing, nothing, nothing, nothing)
+
+
+@kernel()
 def borrowed_state(state: State) -> State:
     """See ``jit.borrowed``."""
     return State(

@@ -6,7 +6,7 @@ of the state for every step. Not safe to share between threads: its owner calls 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,10 @@ from organism.cortex import CortexState, newborn
 from organism.encoder import Encoding, compile_encoder, empty_chunk, pool
 from organism.fused import compile_genome, join, split
 from organism.genome import Genome
-from organism.jit import F32, aligned_copy, kernel
-from organism.kernels import Lessons, State
+from organism.jit import F32, aligned_copy, entry_of, kernel
+from organism.kernels import Constants, Lessons, State, Theta
+
+_READINGS = 3
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,14 @@ class LivingCortex:
         self._program = compile_genome(config, genome.theta)
         self._encoding = compile_encoder(config.encoder, config.cortex.d_in)
         self._memory = kernels.memory_for(self._program.theta, *self._program.innate.shape)
-        self._no_target = np.zeros((1, config.cortex.d_hidden), np.float32)
+        # Found at the first call; no genome to follow and no state to go back to has other types.
+        self._encode_and_live: Callable[..., int] | None = None
 
     def learn(self, inputs: F32) -> Trace:
         """Live through encoded chunks, ``(steps, d_in)``, at ρ = 0; releases the GIL."""
-        steps = len(inputs)
-        entropy, logit, beta = np.empty((3, steps), np.float32)
-        kernels.live(*self._life(inputs, entropy, logit, beta))
-        return Trace(entropy, _sigmoid(logit), beta)
+        readings = np.empty((_READINGS, len(inputs)), np.float32)
+        _live(inputs, readings, *self._life)
+        return Trace(*readings)
 
     def live(self, data: bytes, spans: Spans) -> Trace:
         """Encode chunks of a message and live through them; releases the GIL once for both.
@@ -82,32 +84,22 @@ class LivingCortex:
         Raises:
             ValueError: a chunk is empty; none was lived through.
         """
-        inputs = np.zeros((len(spans), self._encoding.table.shape[1]), np.float32)
-        entropy, logit, beta = np.empty((3, len(spans)), np.float32)
-        life = self._life(inputs, entropy, logit, beta)
-        empty = _encode_and_live(np.frombuffer(data, np.uint8), spans, self._encoding, inputs, life)
+        readings = np.empty((_READINGS, len(spans)), np.float32)
+        message = np.frombuffer(data, np.uint8)
+        where = np.ascontiguousarray(spans, np.int64)
+        arguments = (message, where, self._encoding, readings, *self._life)
+        if self._encode_and_live is None:
+            self._encode_and_live = entry_of(_encode_and_live, *arguments)
+        empty = self._encode_and_live(*arguments)
         if empty >= 0:
             raise empty_chunk(empty)
-        return Trace(entropy, _sigmoid(logit), beta)
+        return Trace(*readings)
 
-    def _life(self, inputs: F32, entropy: F32, logit: F32, beta: F32) -> tuple[Any, ...]:
-        """Arguments of ``kernels.live``."""
-        program, steps = self._program, len(inputs)
-        return (
-            program.constants,
-            program.theta,
-            program.innate,
-            self._state,
-            inputs,
-            Lessons(self._no_target, np.zeros(steps, np.float32), np.zeros(steps, np.int64)),
-            entropy,
-            logit,
-            beta,
-            0,
-            self._no_checkpoints,
-            self._no_tape,
-            self._memory,
-        )
+    @property
+    def _life(self) -> tuple[Any, ...]:
+        """What the kernels need of it, in the order in which they take it."""
+        program = self._program
+        return program.constants, program.theta, program.innate, self._state, self._memory
 
     def recall(self, cue: F32) -> tuple[float, float]:
         """Familiarity and entropy of one encoded cue, ``(d_in,)``; changes nothing."""
@@ -124,9 +116,6 @@ class LivingCortex:
     def restore(self, state: State) -> None:
         """Go back, or forth, to a state."""
         self._state = copied(state)
-        nothing: Any = (part[None][:0] for part in self._state)
-        self._no_tape = kernels.new_tape((0,), *self._state.w.shape)
-        self._no_checkpoints = State(*nothing)
 
 
 def as_cortex(state: State) -> CortexState:
@@ -155,19 +144,64 @@ def copied(state: State) -> State:
     )
 
 
+# Their arguments are as few as can be: each costs a call a fraction of a microsecond.
+
+
+@kernel()
+def _live(
+    inputs: F32,
+    readings: F32,
+    constants: Constants,
+    theta: Theta,
+    innate: F32,
+    state: State,
+    memory: F32,
+) -> None:
+    """Do ``kernels.live`` without a teacher, keep nothing; H, familiarity and β of each step."""
+    steps = inputs.shape[0]
+    entropy, familiarity, beta = readings[0], readings[1], readings[2]
+    no_target = np.zeros((1, innate.shape[1]), np.float32)
+    lessons = Lessons(no_target, np.zeros(steps, np.float32), np.zeros(steps, np.int64))
+    kernels.live(
+        constants,
+        theta,
+        innate,
+        state,
+        inputs,
+        lessons,
+        entropy,
+        familiarity,
+        beta,
+        0,
+        kernels.no_states(state),
+        kernels.no_tape(memory),
+        memory,
+    )
+    for t in range(steps):
+        familiarity[t] = kernels.sigmoid(familiarity[t])
+
+
 @kernel()
 def _encode_and_live(
-    data: Bytes, spans: Spans, encoding: Encoding, inputs: F32, life: tuple[Any, ...]
+    data: Bytes,
+    spans: Spans,
+    encoding: Encoding,
+    readings: F32,
+    constants: Constants,
+    theta: Theta,
+    innate: F32,
+    state: State,
+    memory: F32,
 ) -> int:
-    """``pool`` into inputs that are zeros, then ``kernels.live``: two calls in one.
+    """Do ``pool``, then ``_live``: two calls in one.
 
     Giving the GIL back costs little, getting it again a wait for whoever took it meanwhile.
+
+    Returns:
+        As ``pool``.
     """
+    inputs = np.zeros((spans.shape[0], innate.shape[0]), np.float32)
     empty = pool(data, spans, encoding, inputs)
     if empty < 0:
-        kernels.live(*life)
+        _live(inputs, readings, constants, theta, innate, state, memory)
     return empty
-
-
-def _sigmoid(logit: F32) -> F32:
-    return np.float32(1) / (np.float32(1) + np.exp(-logit))

@@ -33,7 +33,7 @@ from server.learner import (
 )
 from server.life import LegacySnapshot, Life
 from server.metrics import Metrics
-from server.observer import Observer, Stretch
+from server.observer import Observer
 from server.probe import Measured, Probe
 from server.settings import ServerSettings
 from server.storage.disk import Disk
@@ -337,7 +337,11 @@ class Engine:
         try:
             self._recover()
             self._metrics.follow(
-                lambda: self._learner.life, self._intake, self._journal, lambda: self.recalled
+                lambda: self._learner.life,
+                self._intake,
+                self._journal,
+                lambda: self.recalled,
+                self.observer,
             )
             self._keeper.start()
             self._prober.start()
@@ -388,7 +392,7 @@ class Engine:
         if self._fault is None:
             try:
                 outcomes = self._learner.fold(
-                    commit.records, self._between, partial(self._await, commit), self._lived
+                    commit.records, self._between, partial(self._await, commit), self.observer.note
                 )
                 self._await(commit)
             except Problem:
@@ -414,10 +418,6 @@ class Engine:
                 sink.told(next(following), messages)
         for sink in {answer.sink for answer in commit.answers}:
             sink.flush()
-
-    def _lived(self, stretch: Stretch) -> None:
-        self.observer.note(stretch)
-        self._metrics.lived(len(stretch.data), stretch.trace.familiarity)
 
     def _recover(self) -> None:
         """Read the newest good snapshot, and replay what the journal has beyond it."""

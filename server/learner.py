@@ -20,7 +20,7 @@ from organism.genome import from_bytes
 from organism.living import LivingCortex, Trace
 from server.episodes import Episodes
 from server.life import LegacySnapshot, Life
-from server.observer import Stretch
+from server.observer import Observer, Stretch
 from server.storage.segment import MESSAGES, Kind, Record
 from server.wire import Receipt
 
@@ -189,7 +189,8 @@ def warm_up(life: Life) -> None:
     cue = b"a first line"
     learner = Learner(Episodes(1, len(cue)))
     learner.wake(life)
-    learner.fold([Record(Kind.LINES, len(cue), life.sequence + 1, life.offset, cue)])
+    record = Record(Kind.LINES, len(cue), life.sequence + 1, life.offset, cue)
+    learner.fold([record], lived=Observer().note)
     learner.recall(cue)
 
 
@@ -213,7 +214,9 @@ def _receipts(before: Life, trace: Trace, counts: list[int], ends: list[int]) ->
     betas = trace.beta.tolist()
     for last, end in zip(counts, ends, strict=True):
         entropy = familiarity = None
-        if chunks := last - first:
+        if (chunks := last - first) == 1:  # as most small messages are
+            entropy, familiarity, beta = entropies[first], familiarities[first], betas[first]
+        elif chunks:
             entropy = sum(entropies[first:last]) / chunks
             familiarity = sum(familiarities[first:last]) / chunks
             beta = betas[last - 1]

@@ -10,7 +10,6 @@ from importlib.metadata import version
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -20,15 +19,15 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+
+from server.observer import FAMILIARITY_BOUNDS, Observer
 
 REFUSED_STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 415, 421, 431, 500, 503, 507)
 """Statuses that a refusal can have."""
 
 _FSYNC_S = tuple(base * 10**e for e in range(-4, 1) for base in (1, 2.5, 5))
-# Finer at both ends, where a good genome's familiarity is.
-_FAMILIARITY = (0.01, 0.05, *(i / 10 for i in range(1, 10)), 0.95, 0.99, 1.0)
 
 
 class Observed(Protocol):
@@ -91,27 +90,23 @@ class Recalled(Protocol):
         """Mean distance of the first match."""
 
 
-class _Familiarity(Collector):
-    """A histogram that takes a batch of values at once."""
+class _Lived(Collector):
+    """What an observer has counted."""
 
     def __init__(self) -> None:
-        self._counts = np.zeros(len(_FAMILIARITY) + 1, np.int64)
-        self._sum = 0.0
-
-    def observe(self, values: npt.NDArray[np.float32]) -> None:
-        """Count values; a bucket takes what is not above its bound."""
-        found = np.searchsorted(_FAMILIARITY, values)
-        self._counts = self._counts + np.bincount(found, minlength=len(self._counts))
-        self._sum += float(values.sum())
+        self.observer = Observer()  # of nothing, until there is one to follow
 
     def collect(self) -> Iterator[Metric]:
         """Give the series to a scrape."""
-        bounds = [*(str(bound) for bound in _FAMILIARITY), "+Inf"]
+        totals = self.observer.totals
+        yield CounterMetricFamily("organism_ingest_bytes", "Bytes learned.", totals.size_bytes)
+        yield CounterMetricFamily("organism_ingest_chunks", "Chunks learned.", totals.chunks)
+        bounds = [*(str(bound) for bound in FAMILIARITY_BOUNDS), "+Inf"]
         yield HistogramMetricFamily(
             "organism_familiarity",
             "Familiarity of each chunk before learning it, 0 to 1.",
-            list(zip(bounds, np.cumsum(self._counts).tolist(), strict=True)),
-            self._sum,
+            list(zip(bounds, np.cumsum(totals.scores).tolist(), strict=True)),
+            totals.familiarity,
         )
 
 
@@ -123,8 +118,6 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         counter = partial(Counter, registry=self.registry)
         gauge = partial(Gauge, registry=self.registry)
-        self.ingest_bytes = counter("organism_ingest_bytes_total", "Bytes learned.")
-        self.ingest_chunks = counter("organism_ingest_chunks_total", "Chunks learned.")
         self.ingest_queue_bytes = gauge(
             "organism_ingest_queue_bytes", "Bytes of messages that wait to be learned."
         )
@@ -141,8 +134,8 @@ class Metrics:
         self.plasticity_rate = gauge(
             "organism_plasticity_rate", "Entropy-modulated plasticity rate alpha of the last chunk."
         )
-        self._familiarity = _Familiarity()
-        self.registry.register(self._familiarity)
+        self._lived = _Lived()
+        self.registry.register(self._lived)
         self.recall_error = gauge(
             "organism_recall_error",
             "Live recall: mean normalised edit distance from the first match of a damaged lived "
@@ -204,8 +197,10 @@ class Metrics:
         queue: Queued,
         journal: Journalled,
         recalled: Callable[[], Recalled],
+        observer: Observer,
     ) -> None:
-        """Read the gauges, at each scrape, from where these lead."""
+        """Read, at each scrape, what these know."""
+        self._lived.observer = observer
         self.ingest_queue_bytes.set_function(lambda: queue.queued_bytes)
         self.ingest_queue_limit_bytes.set(queue.queue_limit_bytes)
         self.journal_offset.set_function(lambda: queue.offset)
@@ -225,12 +220,6 @@ class Metrics:
     def refused(self, status: int) -> None:
         """Count a refusal; those of an unforeseen status count as 500."""
         self._refusals.labels(status if status in REFUSED_STATUSES else 500).inc()
-
-    def lived(self, size_bytes: int, familiarity: npt.NDArray[np.float32]) -> None:
-        """Count what was learned, and the familiarity of each chunk before it."""
-        self.ingest_bytes.inc(size_bytes)
-        self.ingest_chunks.inc(len(familiarity))
-        self._familiarity.observe(familiarity)
 
     def render(self) -> bytes:
         """Render all series in the text format of Prometheus."""

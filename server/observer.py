@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from organism.chunking import Spans
+from organism.jit import F32, kernel
 from organism.living import Trace
 
 # The least familiar chunks of each stretch of time, for so many stretches.
@@ -27,6 +28,10 @@ _NOVEL_A_STRETCH = 8
 _NOVEL_BELOW = 0.5
 _SHOWN_BYTES = 512
 _NEW_SCORES = 256
+# Finer at both ends, where a good genome's familiarity is.
+FAMILIARITY_BOUNDS = (0.01, 0.05, *(i / 10 for i in range(1, 10)), 0.95, 0.99, 1.0)
+"""What familiarity is counted by; a count takes what is above the last bound and not this one."""
+_BOUNDS = np.array(FAMILIARITY_BOUNDS)
 
 
 class Stretch(NamedTuple):
@@ -48,12 +53,21 @@ class Stretch(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """Sums over all that was lived since the start."""
+    """Sums over all that was lived since the start.
+
+    Attributes:
+        chunks: how many.
+        size_bytes: of the messages.
+        entropy: sum of H.
+        familiarity: sum of it.
+        scores: chunks by familiarity: up to each of its bounds, and above the last.
+    """
 
     chunks: int = 0
     size_bytes: int = 0
     entropy: float = 0.0
     familiarity: float = 0.0
+    scores: tuple[int, ...] = (0,) * (len(FAMILIARITY_BOUNDS) + 1)
 
 
 class Novelty(NamedTuple):
@@ -79,6 +93,7 @@ class Observer:
         self._clock = clock
         self._lock = threading.Lock()
         self._totals = Totals()
+        self._scores = np.zeros(len(FAMILIARITY_BOUNDS) + 1, np.int64)
         self._novel: deque[tuple[float, list[tuple[float, int, Novelty]]]] = deque(
             maxlen=_STRETCHES
         )
@@ -100,11 +115,13 @@ class Observer:
         familiarity = stretch.trace.familiarity
         before = self._totals
         with self._lock:
+            entropy_sum, familiarity_sum = _tally(stretch.trace.entropy, familiarity, self._scores)
             self._totals = Totals(
                 before.chunks + len(familiarity),
                 before.size_bytes + len(stretch.data),
-                before.entropy + float(stretch.trace.entropy.sum()),
-                before.familiarity + float(familiarity.sum()),
+                before.entropy + entropy_sum,
+                before.familiarity + familiarity_sum,
+                tuple(self._scores.tolist()),
             )
             if len(familiarity):
                 self._new.extend(familiarity[stretch.new][-_NEW_SCORES:].tolist())
@@ -142,3 +159,17 @@ class Observer:
                 heapq.heappush(heap, item)
             else:
                 heapq.heappushpop(heap, item)
+
+
+@kernel(release=False)
+def _tally(entropy: F32, familiarity: F32, scores: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """Add to the counts of ``Totals.scores``; sum H and familiarity up."""
+    entropy_sum, familiarity_sum = 0.0, 0.0
+    for t in range(familiarity.shape[0]):
+        entropy_sum += entropy[t]
+        familiarity_sum += familiarity[t]
+        k = 0
+        while k < _BOUNDS.shape[0] and not familiarity[t] <= _BOUNDS[k]:
+            k += 1
+        scores[k] += 1
+    return entropy_sum, familiarity_sum

@@ -7,7 +7,7 @@ import pytest
 
 from organism.chunking import chunk_spans
 from organism.living import Trace
-from server.observer import Observer, Stretch
+from server.observer import FAMILIARITY_BOUNDS, Observer, Stretch
 
 
 class _Clock:
@@ -33,7 +33,24 @@ def test_totals_are_sums_over_all_stretches() -> None:
     observer.note(_stretch([b"one", b"two"], [0.25, 0.5]))
     observer.note(_stretch([b""], []))
     observer.note(_stretch([b"three"], [1.0]))
-    assert observer.totals == pytest.approx((3, 15, 0.875, 1.75))
+    *sums, scores = observer.totals
+    assert sums == pytest.approx([3, 15, 0.875, 1.75])
+    assert sum(scores) == 3
+
+
+def test_familiarity_is_counted_between_bounds() -> None:
+    """A bound belongs to what lies below it; what is no number, to what lies above all."""
+    observer = Observer()
+    observer.note(_stretch([b"a", b"b"], [0.0, 0.25]))
+    observer.note(_stretch([b"c", b"d", b"e"], [0.5, 1.0, float("nan")]))
+    counted = dict(zip([*FAMILIARITY_BOUNDS, "above"], observer.totals.scores, strict=True))
+    assert {bound: count for bound, count in counted.items() if count} == {
+        0.01: 1,
+        0.3: 1,
+        0.5: 1,
+        1.0: 1,
+        "above": 1,
+    }
 
 
 def test_the_least_familiar_come_first() -> None:
