@@ -26,6 +26,7 @@ from organism.readout import DEVIATION_FLOOR, LEAST_SHARE
 from organism.recruitment import FEATURES, LEAST_TRACE, LEVEL_POWERS
 from organism.simd import (
     LANES,
+    Vector,
     load,
     magnitude,
     multiply_add,
@@ -415,23 +416,30 @@ def _tanh(a: F32, h: F32) -> None:
     exp(2|a|) = 2ⁿ·exp(r) with |r| ≤ ln(2)/2, and exp(r) − 1 by its Taylor series, so that small
     arguments lose nothing.
     """
+    wide = a.shape[0] - a.shape[0] % LANES
+    for j in range(0, wide, LANES):
+        _tanh_lanes(a, h, j, LANES)
+    if wide < a.shape[0]:
+        _tanh_lanes(a, h, wide, a.shape[0] - wide)
+
+
+@kernel(reassociate=False, inline=True)
+def _tanh_lanes(a: F32, h: F32, j: int, lanes: int) -> None:
+    """Do ``_tanh`` for a vector's worth, from j on."""
     _, _, i2, i3, i4, i5, i6, i7 = _INVERSE_FACTORIALS
-    one, two = spread(1), spread(2)
-    for j in range(0, a.shape[0], LANES):
-        lanes = min(LANES, a.shape[0] - j)
-        x = load(a, j, lanes)
-        y = two * smaller(spread(_SATURATED), magnitude(x))
-        n = whole(multiply_add(y, spread(_LOG2_E), spread(_HALF)))
-        r = multiply_add(n, spread(-_LN2_HIGH), y)
-        r = multiply_add(n, spread(-_LN2_LOW), r)
-        series = multiply_add(r, spread(i7), spread(i6))
-        series = multiply_add(r, series, spread(i5))
-        series = multiply_add(r, series, spread(i4))
-        series = multiply_add(r, series, spread(i3))
-        series = multiply_add(r, series, spread(i2))
-        power = power_of_two(n)
-        m = multiply_add(power, multiply_add(r * r, series, r), power - one)
-        store(h, j, lanes, with_sign(m / (m + two), x))
+    x = load(a, j, lanes)
+    y = spread(2) * smaller(spread(_SATURATED), magnitude(x))
+    n = whole(multiply_add(y, spread(_LOG2_E), spread(_HALF)))
+    r = multiply_add(n, spread(-_LN2_HIGH), y)
+    r = multiply_add(n, spread(-_LN2_LOW), r)
+    series = multiply_add(r, spread(i7), spread(i6))
+    series = multiply_add(r, series, spread(i5))
+    series = multiply_add(r, series, spread(i4))
+    series = multiply_add(r, series, spread(i3))
+    series = multiply_add(r, series, spread(i2))
+    power = power_of_two(n)
+    m = multiply_add(power, multiply_add(r * r, series, r), power - spread(1))
+    store(h, j, lanes, with_sign(m / (m + spread(2)), x))
 
 
 @kernel()
@@ -656,18 +664,14 @@ def _move_by_polynomial(
     scratch: Scratch,
 ) -> None:
     """W ← W + α·G(pre, u, W) + κ(W₀ − W), and what its normalisation needs."""
-    d_in, kappa = w.shape[0], constants.kappa
+    kappa = constants.kappa
     columns = polynomial_columns(
         theta.coefficients, scratch.u, alpha / scale, scale, _1 - kappa, scratch
     )
-    first = 0
     if may_wait(constants, theta):
-        first = d_in - d_in % 4
-        _bilinear_rows(columns, first, pre, kappa, innate, w, scratch.inverses, norms)
-        for i in range(first, d_in):
-            for j in range(w.shape[1]):
-                w[i, j] *= scratch.inverses[j]
-    for i in range(first, d_in):
+        _bilinear_rows(columns, pre, kappa, innate, w, scratch.inverses, norms)
+        return
+    for i in range(w.shape[0]):
         if is_bilinear(theta):
             _bilinear_row(columns, i, pre[i], kappa, innate, w)
         else:
@@ -705,35 +709,81 @@ def _bilinear_row(columns: F32, i: int, x: Number, kappa: Number, innate: F32, w
 
 @kernel(reassociate=False)
 def _bilinear_rows(
+    columns: F32, pre: F32, kappa: Number, innate: F32, w: F32, inverses: F32, norms: F32
+) -> None:
+    """Divide all rows by the last norms, move them, and sum up the next; four a loop."""
+    d_in, d_hidden = w.shape
+    blocked, wide = d_in - d_in % 4, d_hidden - d_hidden % LANES
+    for i in range(0, blocked, 4):
+        for j in range(0, wide, LANES):
+            _move_four(columns, pre, kappa, innate, w, inverses, norms, i, j, LANES)
+        if wide < d_hidden:
+            lanes = d_hidden - wide
+            _move_four(columns, pre, kappa, innate, w, inverses, norms, i, wide, lanes)
+    for i in range(blocked, d_in):
+        for j in range(0, d_hidden, LANES):
+            lanes = min(LANES, d_hidden - j)
+            shared = _shared_of(columns, inverses, j, lanes)
+            a = _moved(shared, pre[i], kappa, innate, w, i, j, lanes)
+            store(norms, j, lanes, multiply_add(a, a, load(norms, j, lanes)))
+
+
+@kernel(reassociate=False, inline=True)
+def _move_four(
     columns: F32,
-    count: int,
     pre: F32,
     kappa: Number,
     innate: F32,
     w: F32,
     inverses: F32,
     norms: F32,
+    i: int,
+    j: int,
+    lanes: int,
 ) -> None:
-    """Divide the first rows by the last norms, move them, and sum up the next; four a loop."""
-    for i in range(0, count, 4):
-        x0, x1, x2, x3 = pre[i], pre[i + 1], pre[i + 2], pre[i + 3]
-        for j in range(w.shape[1]):
-            p0, p1, p2 = columns[0, 0, j], columns[1, 0, j], columns[2, 0, j]
-            q0, q1, q2, s = columns[0, 1, j], columns[1, 1, j], columns[2, 1, j], inverses[j]
-            w0, w1, w2, w3 = w[i, j] * s, w[i + 1, j] * s, w[i + 2, j] * s, w[i + 3, j] * s
-            w0 = ((p2 + x0 * q2) * w0 + (p1 + x0 * q1)) * w0 + (p0 + x0 * q0)
-            w1 = ((p2 + x1 * q2) * w1 + (p1 + x1 * q1)) * w1 + (p0 + x1 * q0)
-            w2 = ((p2 + x2 * q2) * w2 + (p1 + x2 * q1)) * w2 + (p0 + x2 * q0)
-            w3 = ((p2 + x3 * q2) * w3 + (p1 + x3 * q1)) * w3 + (p0 + x3 * q0)
-            w0 += kappa * innate[i, j]
-            w1 += kappa * innate[i + 1, j]
-            w2 += kappa * innate[i + 2, j]
-            w3 += kappa * innate[i + 3, j]
-            w[i, j], w[i + 1, j], w[i + 2, j], w[i + 3, j] = w0, w1, w2, w3
-            sum_ = norms[j] + w0 * w0
-            sum_ = sum_ + w1 * w1
-            sum_ = sum_ + w2 * w2
-            norms[j] = sum_ + w3 * w3
+    """Do ``_bilinear_rows`` for four rows from i, and some columns from j on."""
+    shared = _shared_of(columns, inverses, j, lanes)
+    a = _moved(shared, pre[i], kappa, innate, w, i, j, lanes)
+    b = _moved(shared, pre[i + 1], kappa, innate, w, i + 1, j, lanes)
+    c = _moved(shared, pre[i + 2], kappa, innate, w, i + 2, j, lanes)
+    d = _moved(shared, pre[i + 3], kappa, innate, w, i + 3, j, lanes)
+    squares = multiply_add(b, b, multiply_add(a, a, load(norms, j, lanes)))
+    store(norms, j, lanes, multiply_add(d, d, multiply_add(c, c, squares)))
+
+
+@kernel(reassociate=False, inline=True)
+def _shared_of(columns: F32, inverses: F32, j: int, lanes: int) -> tuple[Vector, ...]:
+    """What the synapses of some columns share: six coefficients, and what they are divided by."""
+    return (
+        load(columns, (0, 0, j), lanes),
+        load(columns, (0, 1, j), lanes),
+        load(columns, (1, 0, j), lanes),
+        load(columns, (1, 1, j), lanes),
+        load(columns, (2, 0, j), lanes),
+        load(columns, (2, 1, j), lanes),
+        load(inverses, j, lanes),
+    )
+
+
+@kernel(reassociate=False, inline=True)
+def _moved(
+    shared: tuple[Vector, ...],
+    pre: Number,
+    kappa: Number,
+    innate: F32,
+    w: F32,
+    i: int,
+    j: int,
+    lanes: int,
+) -> Vector:
+    """Divide, move and write some synapses of row i: six multiply-adds, and one of recovery."""
+    p0, q0, p1, q1, p2, q2, inverse = shared
+    x, before = spread(pre), load(w, (i, j), lanes) * inverse
+    after = multiply_add(multiply_add(x, q2, p2), before, multiply_add(x, q1, p1))
+    after = multiply_add(after, before, multiply_add(x, q0, p0))
+    after = multiply_add(spread(kappa), load(innate, (i, j), lanes), after)
+    store(w, (i, j), lanes, after)
+    return after
 
 
 @kernel()
