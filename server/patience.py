@@ -10,7 +10,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, cast
 
 from starlette.types import Scope
@@ -174,7 +174,7 @@ class _Patient(HttpToolsProtocol):
         if cycle.disconnected:
             return
         cycle.response_started = cycle.response_complete = True
-        ours = b"".join(b"%b: %b\r\n" % header for header in cycle.default_headers)
+        ours = _lines(tuple(cycle.default_headers))
         close = b"" if cycle.keep_alive else b"connection: close\r\n"
         self.transport.write(b"".join((STATUS_LINE[status], ours, head, close, b"\r\n", body)))
         if not cycle.keep_alive:
@@ -398,6 +398,12 @@ def listen(settings: ServerSettings) -> socket.socket:
 
 def _nothing() -> None:
     """Called when a reply is complete: the cycle must not hold its protocol for ever."""
+
+
+@lru_cache(maxsize=2)
+def _lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """Write lines of a head; the same for all replies of a second."""
+    return b"".join(b"%b: %b\r\n" % header for header in headers)
 
 
 def _response(problem: Problem) -> bytes:
