@@ -14,7 +14,8 @@ from organism.genome import Genome, new_genome
 from organism.jit import F32, aligned
 from organism.lifetime import live
 from organism.living import LivingCortex, Trace, as_cortex, as_state
-from tests.conftest import small_config
+from organism.recruitment import Choice, next_trace
+from tests.conftest import recruiting_config, small_config
 
 
 def vectors(genome: Genome, steps: int) -> F32:
@@ -113,3 +114,18 @@ def test_the_kernels_tanh() -> None:
     h = aligned((4007,))
     kernels._tanh(a, h)
     np.testing.assert_allclose(h, np.tanh(a.astype(np.float64)), rtol=2.5e-7, atol=0)
+
+
+def test_a_trace_that_nothing_tells_from_none_is_none() -> None:
+    """In the kernel as in the reference: what is smaller still would be no normal number."""
+    genome = new_genome(recruiting_config(), 1)
+    born = LivingCortex(genome)
+    state = born.copy()
+    state.trace[:] = 1e-30
+    born.restore(state)
+    born.learn(vectors(genome, 1))
+    assert np.count_nonzero(born.copy().trace) == 1
+    none = torch.tensor([0])
+    choice = Choice(none, none == 0, none == 0)
+    after = next_trace(torch.full((1, 4), 1e-30), choice, 0.999, 1.0)
+    assert after.tolist() == [[1, 0, 0, 0]]
