@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from organism.jit import F32, F64, Number, aligned, borrowed, kernel
+from organism.jit import F32, F64, Number, aligned, aligned_parts, borrowed, kernel
 from organism.kernels import (
     B2,
     BIAS,
@@ -75,13 +75,25 @@ from organism.kernels import (
     step,
     target_at,
     theta_at,
+    unit_of,
 )
 from organism.readout import DEVIATION_FLOOR, LEAST_SHARE
+from organism.simd import (
+    LANES,
+    Vector,
+    add_where,
+    load,
+    multiply_add,
+    multiply_add_where,
+    spread,
+    store,
+    total_of,
+)
 
 _0: Number = np.float32(0)
 _1: Number = np.float32(1)
 _2: Number = np.float32(2)
-_PANEL = 256
+_PANEL = 512
 _FLOOR = np.float32(DEVIATION_FLOOR)
 _SHARE = np.float32(LEAST_SHARE)
 _UNIT_RMS_CEILING = np.float32(1e6)  # 1 / √(floor of the mean square): no gradient beyond it
@@ -102,7 +114,7 @@ class Buffers(NamedTuple):
         p: see above.
         field: see above.
         sums: over rows, what the columns of ``kernels.Scratch`` are to the step.
-        over_columns: of each hidden unit of the mlp, ``(d_in, units)``.
+        over_columns: of each hidden unit of the mlp, a lane each, ``(d_in, units, LANES)``.
         times_w: the same over all synapses, times w, ``(units,)`` float64; by_post, times u.
         by_post: see above.
     """
@@ -145,36 +157,16 @@ class Room(NamedTuple):
 def new_room(theta: Theta, d_in: int, d_hidden: int, segment: int) -> Room:
     """Make room for one thread."""
     units = theta.units.shape[-2]
-    buffers = Buffers(
-        aligned((d_in,)),
-        aligned((d_hidden,)),
-        aligned((d_hidden,)),
-        aligned((d_hidden,)),
-        aligned((d_hidden,)),
-        aligned((d_hidden,)),
-        aligned((d_hidden,)),
-        aligned((d_hidden,)),
-        aligned((d_hidden,)),
-        aligned((column_count(theta) * d_hidden,)),
-        aligned((d_in, units)),
-        np.empty(units),
-        np.empty(units),
-    )
+    pre, post, columns = (d_in,), (d_hidden,), (column_count(theta) * d_hidden,)
+    vectors = aligned_parts(pre, *(8 * [post]), columns, (d_in, units, LANES))
+    rest = aligned_parts((0, d_in, d_hidden), pre, pre, pre, (0,), (2,))
     return Room(
         aligned((segment - 1, d_in, d_hidden)),
         new_tape((segment - 1,), d_in, d_hidden),
-        State(
-            aligned((0, d_in, d_hidden)),
-            aligned((d_in,)),
-            aligned((d_in,)),
-            aligned((d_in,)),
-            aligned((0,)),
-            aligned((2,)),
-            aligned((1,), np.int64),
-        ),
+        State._make((*rest, np.empty(1, np.int64))),
         aligned((d_in, d_hidden)),
         memory_for(theta, d_in, d_hidden),
-        buffers,
+        Buffers._make((*vectors, np.empty(units), np.empty(units))),
     )
 
 
@@ -250,9 +242,9 @@ def _through_normalisation(
 @kernel()
 def _project(g: F32, w_after: F32, total: Number, norm: Number, epsilon: Number) -> None:
     whole = norm + epsilon
-    factor = total * whole / norm if norm > 0 else _0
+    inverse, factor = _1 / whole, total * whole / norm if norm > 0 else _0
     for j in range(g.shape[0]):
-        g[j] = (g[j] - w_after[j] * factor) / whole
+        g[j] = (g[j] - w_after[j] * factor) * inverse
 
 
 @kernel()
@@ -433,7 +425,7 @@ def _through_mlp(
         times_w[k] = 0.0
         buffers.by_post[k] = 0.0
         for i in range(d_in):
-            over_columns[i, k] = _0
+            store(over_columns, (i, k, 0), LANES, spread(0))
     fill(g_u, _0)
     fill(g_pre, _0)
     g_b2, through_w = 0.0, 0.0
@@ -481,8 +473,8 @@ def _through_panel(
 ) -> tuple[Number, Number]:
     """Go back through the columns from first to before last; return Σ g and Σ g·w·∂G/∂w.
 
-    What is kept of each column is read and written once every two rows: a panel of it fits the
-    first cache. An odd last row has a row of no cotangent below it.
+    What is kept of each column is read and written once every two rows: a panel of it stays in the
+    nearest caches. An odd last row has a row of no cotangent below it.
     """
     units, width, count = theta.units, last - first, theta.units.shape[0]
     u, g_u = u[first:last], g_u[first:last]
@@ -499,25 +491,23 @@ def _through_panel(
         if below == i:
             gb = buffers.nothing[:width]
             fill(gb, _0)
-        fill(g_w, _0)
-        fill(g_w_below, _0)
-        for k in range(count):
-            a, weight = units[k, W_WEIGHT] * scale, -units[k, PRE_WEIGHT]
-            c, threshold, threshold_below = units[k, OUT_WEIGHT] * a, weight * x, weight * y
-            total, total_below, times, times_below = _0, _0, _0, _0
-            for j in range(width):
-                on = gi[j] if a * wi[j] + columns[k, j] > threshold else _0
-                on_below = gb[j] if a * wb[j] + columns[k, j] > threshold_below else _0
-                over_rows[k, j] += on + on_below
-                total += on
-                total_below += on_below
-                times += on * wi[j]
-                times_below += on_below * wb[j]
-                g_w[j] += c * on
-                g_w_below[j] += c * on_below
-            over_columns[i, k] += total
-            over_columns[below, k] += total_below
-            buffers.times_w[k] += scale * (times + times_below)
+        _through_two_rows(
+            units,
+            x,
+            y,
+            scale,
+            wi,
+            wb,
+            gi,
+            gb,
+            g_w,
+            g_w_below,
+            columns,
+            over_rows,
+            over_columns[i],
+            over_columns[below],
+            buffers.times_w,
+        )
         total, along = _0, _0
         for j in range(width):
             total += gi[j] + gb[j]
@@ -536,6 +526,141 @@ def _through_panel(
     return g_b2, through_w
 
 
+@kernel(reassociate=False)
+def _through_two_rows(
+    units: F32,
+    x: Number,
+    y: Number,
+    scale: Number,
+    wi: F32,
+    wb: F32,
+    gi: F32,
+    gb: F32,
+    g_w: F32,
+    g_w_below: F32,
+    columns: F32,
+    over_rows: F32,
+    over_columns: F32,
+    over_columns_below: F32,
+    times_w: F64,
+) -> None:
+    """Go back through all units in two rows of a panel, two units a loop."""
+    width, none = wi.shape[0], spread(0)
+    wide = width - width % LANES
+    fill(g_w, _0)
+    fill(g_w_below, _0)
+    for k in range(0, units.shape[0], 2):
+        first, second = unit_of(units, k, x, y, scale), unit_of(units, k + 1, x, y, scale)
+        here = there = none, none, none
+        for j in range(0, wide, LANES):
+            here, there = _through_both(
+                first,
+                second,
+                k,
+                wi,
+                wb,
+                gi,
+                gb,
+                g_w,
+                g_w_below,
+                columns,
+                over_rows,
+                here,
+                there,
+                j,
+                LANES,
+            )
+        if wide < width:
+            here, there = _through_both(
+                first,
+                second,
+                k,
+                wi,
+                wb,
+                gi,
+                gb,
+                g_w,
+                g_w_below,
+                columns,
+                over_rows,
+                here,
+                there,
+                wide,
+                width - wide,
+            )
+        _note(here, k, over_columns, over_columns_below)
+        _note(there, k + 1, over_columns, over_columns_below)
+        times_w[k] += scale * total_of(here[2])
+        times_w[k + 1] += scale * total_of(there[2])
+
+
+@kernel(reassociate=False, inline=True)
+def _note(sums: tuple[Vector, Vector, Vector], k: int, over: F32, over_below: F32) -> None:
+    """Add what a unit was on for in two rows of a panel to that of the panels before."""
+    total, total_below, _ = sums
+    store(over, (k, 0), LANES, load(over, (k, 0), LANES) + total)
+    store(over_below, (k, 0), LANES, load(over_below, (k, 0), LANES) + total_below)
+
+
+@kernel(reassociate=False, inline=True)
+def _through_both(
+    first: tuple[Vector, ...],
+    second: tuple[Vector, ...],
+    k: int,
+    wi: F32,
+    wb: F32,
+    gi: F32,
+    gb: F32,
+    g_w: F32,
+    g_w_below: F32,
+    columns: F32,
+    over_rows: F32,
+    here: tuple[Vector, Vector, Vector],
+    there: tuple[Vector, Vector, Vector],
+    j: int,
+    lanes: int,
+) -> tuple[tuple[Vector, Vector, Vector], tuple[Vector, Vector, Vector]]:
+    """Do ``_through_two_rows`` for two units and a vector's worth, from j on."""
+    w, g = (load(wi, j, lanes), load(wb, j, lanes)), (load(gi, j, lanes), load(gb, j, lanes))
+    totals = load(g_w, j, lanes), load(g_w_below, j, lanes)
+    here, totals = _through_unit(first, k, w, g, totals, columns, over_rows, here, j, lanes)
+    there, totals = _through_unit(second, k + 1, w, g, totals, columns, over_rows, there, j, lanes)
+    store(g_w, j, lanes, totals[0])
+    store(g_w_below, j, lanes, totals[1])
+    return here, there
+
+
+@kernel(reassociate=False, inline=True)
+def _through_unit(
+    unit: tuple[Vector, ...],
+    k: int,
+    w: tuple[Vector, Vector],
+    g: tuple[Vector, Vector],
+    g_w: tuple[Vector, Vector],
+    columns: F32,
+    over_rows: F32,
+    sums: tuple[Vector, Vector, Vector],
+    j: int,
+    lanes: int,
+) -> tuple[tuple[Vector, Vector, Vector], tuple[Vector, Vector]]:
+    """Where a unit is on, sum g up: over both rows, along each, times w, and times its slope."""
+    a, c, onset, onset_below = unit
+    total, total_below, times = sums
+    column, slope = load(columns, (k, j), lanes), c * a
+    t, t_below = multiply_add(a, w[0], column), multiply_add(a, w[1], column)
+    over = add_where(t, onset, load(over_rows, (k, j), lanes), g[0])
+    store(over_rows, (k, j), lanes, add_where(t_below, onset_below, over, g[1]))
+    total = add_where(t, onset, total, g[0])
+    total_below = add_where(t_below, onset_below, total_below, g[1])
+    times = multiply_add_where(t, onset, g[0], w[0], times)
+    times = multiply_add_where(t_below, onset_below, g[1], w[1], times)
+    g_w = (
+        multiply_add_where(t, onset, g[0], slope, g_w[0]),
+        multiply_add_where(t_below, onset_below, g[1], slope, g_w[1]),
+    )
+    return (total, total_below, times), g_w
+
+
 @kernel()
 def _through_units(
     theta: Theta, pre: F32, step_size: Number, g_pre: F32, gradient: Theta, buffers: Buffers
@@ -545,9 +670,10 @@ def _through_units(
     for k in range(units.shape[0]):
         c, total, by_pre = step_size * units[k, OUT_WEIGHT], 0.0, 0.0
         for i in range(pre.shape[0]):
-            total += buffers.over_columns[i, k]
-            by_pre += buffers.over_columns[i, k] * pre[i]
-            g_pre[i] += c * units[k, PRE_WEIGHT] * buffers.over_columns[i, k]
+            row = total_of(load(buffers.over_columns, (i, k, 0), LANES))
+            total += row
+            by_pre += row * pre[i]
+            g_pre[i] += c * units[k, PRE_WEIGHT] * row
         out = (
             units[k, PRE_WEIGHT] * by_pre
             + units[k, W_WEIGHT] * buffers.times_w[k]
@@ -933,7 +1059,8 @@ def pull_all_back(
         borrowed(room.memory),
         _borrowed_buffers(room.buffers),
     )
-    for i in range(first, last):
+    # What was lived last is still in the cache.
+    for i in range(last - 1, first - 1, -1):
         gradient = theta_at(gradients, i)
         pull_back(
             constants,

@@ -8,6 +8,8 @@ fused.
 from __future__ import annotations
 
 import math
+import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -61,16 +63,55 @@ class _Threads:
         self._count = count
 
     def share(self, work: Callable[[int, int], None], total: int) -> None:
-        """Do work on a number of lifetimes, a share each; the caller does the last."""
-        bounds = [total * k // self._count for k in range(self._count + 1)]
-        *others, (first, last) = pairwise(bounds)
-        waiting = [self._pool.submit(work, *share) for share in others] if self._pool else []
-        work(first, last)
+        """Do work on a number of lifetimes, from one to before another.
+
+        Each thread takes four fifths of an equal share; what is left goes, one by one, to whoever
+        is free: cores are shared with others, and seldom equally quick.
+        """
+        share = total * 4 // (5 * self._count) if self._count > 1 else total
+        bounds = [
+            *range(0, share * self._count, share or 1),
+            *range(share * self._count, total + 1),
+        ]
+        left = deque(pairwise(bounds))
+
+        def take() -> None:
+            while bounds := _next_of(left):
+                work(*bounds)
+
+        others = range(min(self._count, len(left)) - 1)
+        waiting = [self._pool.submit(take) for _ in others] if self._pool else []
+        take()
         for future in waiting:
             future.result()
 
 
+def _next_of(left: deque[tuple[int, int]]) -> tuple[int, int] | None:
+    """Take what is next, if another thread has not been quicker."""
+    try:
+        return left.popleft()
+    except IndexError:
+        return None
+
+
+class _Rooms(threading.local):
+    """The room that each thread goes back on, made anew only for lifetimes of another size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sizes: tuple[object, ...] = ()
+        self._room: adjoint.Room | None = None
+
+    def of_this_thread(self, theta: Theta, d_in: int, d_hidden: int, segment: int) -> adjoint.Room:
+        """See ``adjoint.new_room``; good until this thread asks again."""
+        sizes = (*(part.shape for part in theta), d_in, d_hidden, segment)
+        if self._room is None or sizes != self._sizes:
+            self._room, self._sizes = adjoint.new_room(theta, d_in, d_hidden, segment), sizes
+        return self._room
+
+
 _threads = _Threads()
+_rooms = _Rooms()
 
 
 def set_threads(count: int) -> None:
@@ -342,7 +383,7 @@ class _Live(torch.autograd.Function):
                 logit,
                 g,
                 gradients,
-                adjoint.new_room(program.theta, d_in, d_hidden, lives.segment),
+                _rooms.of_this_thread(program.theta, d_in, d_hidden, lives.segment),
             )
 
         _threads.share(work, batch)
@@ -367,14 +408,10 @@ def _phases(config: GenomeConfig, ratios: Sequence[float]) -> tuple[tuple[float,
 
 def _unfolded(lives: _Lives, gradients: Theta) -> dict[str, npt.NDArray[np.float64]]:
     """Gradients of θ by name, from those at each phase: ``organism.rules.at_phase`` backwards."""
-    each = [
-        _views(lives.config, Theta(*(part[p] for part in gradients)))
-        for p in range(len(lives.phases))
-    ]
-    found = {name: np.sum([views[name] for views in each], 0) for name in each[0]}
-    for name, into in PHASED.items():
-        found[name] = np.tensordot(lives.phases, [views[into] for views in each], 1)
-    return found
+    summed = _views(lives.config, Theta(*(part.sum(axis=0) for part in gradients)))
+    by_phase = Theta(*(np.tensordot(lives.phases, part, 1) for part in gradients))
+    weighted = _views(lives.config, by_phase)
+    return summed | {name: weighted[into] for name, into in PHASED.items()}
 
 
 def _rows(inputs: Tensor) -> F32:

@@ -21,12 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from organism import recruiting
-from organism.jit import F32, Number, aligned, borrowed, kernel
+from organism.jit import F32, Number, aligned, aligned_parts, borrowed, kernel
 from organism.readout import DEVIATION_FLOOR, LEAST_SHARE
 from organism.recruitment import FEATURES, LEAST_TRACE, LEVEL_POWERS
 from organism.simd import (
     LANES,
     Vector,
+    larger,
     load,
     magnitude,
     multiply_add,
@@ -270,16 +271,9 @@ def laid_out(memory: F32, d_in: int, d_hidden: int) -> tuple[Scratch, Tape]:
 def new_tape(steps: tuple[int, ...], d_in: int, d_hidden: int) -> Tape:
     """Make room for many steps, on as many leading axes as given."""
     inputs, responses = (*steps, d_in), (*steps, d_hidden)
-    return Tape(
-        aligned(inputs),
-        aligned(inputs),
-        aligned(inputs),
-        aligned(inputs),
-        aligned(responses),
-        aligned(responses),
-        aligned((*steps, max(d_in, d_hidden))),
-        aligned((*steps, 4)),
-    )
+    norms, readings = (*steps, max(d_in, d_hidden)), (*steps, 4)
+    parts = (inputs, inputs, inputs, inputs, responses, responses, norms, readings)
+    return Tape(*aligned_parts(*parts))
 
 
 @kernel()
@@ -841,42 +835,126 @@ def _move_by_mlp(
     norms: F32,
     scratch: Scratch,
 ) -> None:
-    """W ← W + α·G(pre, u, W) + κ(W₀ − W), and what its normalisation needs.
+    """W ← W + α·G(pre, u, W) + κ(W₀ − W), and what its normalisation needs; two rows a loop."""
+    units = theta.units
+    columns = mlp_columns(units, scratch.u, scratch)
+    total, total_below = scratch.total, scratch.field
+    step, kappa, d_in = alpha / scale, constants.kappa, w.shape[0]
+    for i in range(0, d_in, 2):
+        below = min(i + 1, d_in - 1)
+        _rule_of_two_rows(
+            units, theta.scalars[B2], pre[i], pre[below], scale, columns, w, i, total, total_below
+        )
+        _move_row(step, kappa, innate, total, i, w)
+        _after_row(constants, i, w, norms)
+        if below > i:
+            _move_row(step, kappa, innate, total_below, below, w)
+            _after_row(constants, below, w, norms)
+
+
+@kernel()
+def _move_row(step: Number, kappa: Number, innate: F32, total: F32, i: int, w: F32) -> None:
+    """Move a row by what its rule came to, and back towards W₀."""
+    if kappa:
+        for j in range(w.shape[1]):
+            w[i, j] += step * total[j] + kappa * (innate[i, j] - w[i, j])
+    else:
+        for j in range(w.shape[1]):
+            w[i, j] += step * total[j]
+
+
+@kernel()
+def _rule_of_two_rows(
+    units: F32,
+    base: Number,
+    pre: Number,
+    pre_below: Number,
+    scale: Number,
+    columns: F32,
+    w: F32,
+    i: int,
+    total: F32,
+    total_below: F32,
+) -> None:
+    """G of row i and of the one below, or, of the last row, of itself twice.
 
     relu(s + t) = max(t, −s) + s, with s of the row and t = w₁·w + column: the sum over units of
     the second s is one number a row, so that a unit costs a synapse no addition.
     """
-    units = theta.units
-    columns, total = mlp_columns(units, scratch.u, scratch), scratch.total
-    step, kappa = alpha / scale, constants.kappa
-    for i in range(w.shape[0]):
-        x, base = pre[i], theta.scalars[B2]
-        for k in range(units.shape[0]):
-            base += units[k, OUT_WEIGHT] * units[k, PRE_WEIGHT] * x
-        fill(total, base)
-        for k in range(0, units.shape[0], UNIT_BLOCK):
-            a0, a1 = units[k, W_WEIGHT] * scale, units[k + 1, W_WEIGHT] * scale
-            a2, a3 = units[k + 2, W_WEIGHT] * scale, units[k + 3, W_WEIGHT] * scale
-            c0, c1 = units[k, OUT_WEIGHT], units[k + 1, OUT_WEIGHT]
-            c2, c3 = units[k + 2, OUT_WEIGHT], units[k + 3, OUT_WEIGHT]
-            s0, s1 = -units[k, PRE_WEIGHT] * x, -units[k + 1, PRE_WEIGHT] * x
-            s2, s3 = -units[k + 2, PRE_WEIGHT] * x, -units[k + 3, PRE_WEIGHT] * x
-            for j in range(w.shape[1]):
-                t0, t1 = a0 * w[i, j] + columns[k, j], a1 * w[i, j] + columns[k + 1, j]
-                t2, t3 = a2 * w[i, j] + columns[k + 2, j], a3 * w[i, j] + columns[k + 3, j]
-                # Comparisons, not max(): one instruction, and what is not a number stays so.
-                t0 = s0 if t0 < s0 else t0
-                t1 = s1 if t1 < s1 else t1
-                t2 = s2 if t2 < s2 else t2
-                t3 = s3 if t3 < s3 else t3
-                total[j] += (c0 * t0 + c1 * t1) + (c2 * t2 + c3 * t3)
-        if kappa:
-            for j in range(w.shape[1]):
-                w[i, j] += step * total[j] + kappa * (innate[i, j] - w[i, j])
-        else:
-            for j in range(w.shape[1]):
-                w[i, j] += step * total[j]
-        _after_row(constants, i, w, norms)
+    below, d_hidden = min(i + 1, w.shape[0] - 1), w.shape[1]
+    wide = d_hidden - d_hidden % LANES
+    start, start_below = base, base
+    for k in range(units.shape[0]):
+        start += units[k, OUT_WEIGHT] * units[k, PRE_WEIGHT] * pre
+        start_below += units[k, OUT_WEIGHT] * units[k, PRE_WEIGHT] * pre_below
+    fill(total, start)
+    fill(total_below, start_below)
+    for k in range(0, units.shape[0], UNIT_BLOCK):
+        units_of = (
+            unit_of(units, k, pre, pre_below, scale),
+            unit_of(units, k + 1, pre, pre_below, scale),
+            unit_of(units, k + 2, pre, pre_below, scale),
+            unit_of(units, k + 3, pre, pre_below, scale),
+        )
+        for j in range(0, wide, LANES):
+            _add_units(units_of, columns, k, w, i, below, total, total_below, j, LANES)
+        if wide < d_hidden:
+            lanes = d_hidden - wide
+            _add_units(units_of, columns, k, w, i, below, total, total_below, wide, lanes)
+
+
+@kernel(reassociate=False, inline=True)
+def unit_of(
+    units: F32, k: int, pre: Number, pre_below: Number, scale: Number
+) -> tuple[Vector, Vector, Vector, Vector]:
+    """What a unit multiplies w and its own answer by, and where it sets in, row by row."""
+    weight = -units[k, PRE_WEIGHT]
+    return (
+        spread(units[k, W_WEIGHT] * scale),
+        spread(units[k, OUT_WEIGHT]),
+        spread(weight * pre),
+        spread(weight * pre_below),
+    )
+
+
+@kernel(reassociate=False, inline=True)
+def _add_units(
+    units: tuple[tuple[Vector, ...], ...],
+    columns: F32,
+    k: int,
+    w: F32,
+    i: int,
+    below: int,
+    total: F32,
+    total_below: F32,
+    j: int,
+    lanes: int,
+) -> None:
+    """Add what some units answer, for a vector's worth of two rows from j on."""
+    first, second, third, fourth = units
+    here, under = load(w, (i, j), lanes), load(w, (below, j), lanes)
+    totals = load(total, j, lanes), load(total_below, j, lanes)
+    totals = _add_unit(first, load(columns, (k, j), lanes), here, under, totals)
+    totals = _add_unit(second, load(columns, (k + 1, j), lanes), here, under, totals)
+    totals = _add_unit(third, load(columns, (k + 2, j), lanes), here, under, totals)
+    totals = _add_unit(fourth, load(columns, (k + 3, j), lanes), here, under, totals)
+    store(total, j, lanes, totals[0])
+    store(total_below, j, lanes, totals[1])
+
+
+@kernel(reassociate=False, inline=True)
+def _add_unit(
+    unit: tuple[Vector, ...],
+    column: Vector,
+    here: Vector,
+    under: Vector,
+    totals: tuple[Vector, Vector],
+) -> tuple[Vector, Vector]:
+    """Add what one unit answers to two rows. What is not a number stays so."""
+    a, c, onset, onset_below = unit
+    answer = larger(onset, multiply_add(a, here, column))
+    answer_below = larger(onset_below, multiply_add(a, under, column))
+    return multiply_add(c, answer, totals[0]), multiply_add(c, answer_below, totals[1])
 
 
 @kernel()

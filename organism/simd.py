@@ -105,6 +105,18 @@ def lane(_: Any, vector: Any, number: Any) -> Any:
     return types.float32(vector, number), generate
 
 
+@_compiled
+def total_of(_: Any, vector: Any) -> Any:
+    """Sum of all lanes, in the order that is quickest: its last bits depend on their number."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        single, nothing = ir.FloatType(), ir.Constant(ir.FloatType(), -0.0)
+        parts, name = [nothing, *arguments], f"llvm.vector.reduce.fadd.v{LANES}f32"
+        return _call(builder, name, single, parts, fastmath=("reassoc",))
+
+    return types.float32(vector), generate
+
+
 # From registers to registers
 
 
@@ -147,6 +159,44 @@ def choose(_: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">", first, second), then, otherwise)
 
     return _VECTOR(a, b, x, y), generate
+
+
+@_compiled
+def add_where(_: Any, a: Any, b: Any, total: Any, x: Any) -> Any:
+    """Total + x where a > b, else total."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        first, second, before, addend = arguments
+        where = builder.fcmp_ordered(">", first, second)
+        return _accumulated(builder, where, before, addend, lambda x: builder.fadd(before, x))
+
+    return _VECTOR(a, b, total, x), generate
+
+
+@_compiled
+def multiply_add_where(_: Any, a: Any, b: Any, x: Any, y: Any, total: Any) -> Any:
+    """x·y + total where a > b, else total; of 8 lanes, y is to be finite where it is not."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        first, second, factor, other, before = arguments
+        where, fused = builder.fcmp_ordered(">", first, second), _lanewise("fmuladd")
+        return _accumulated(
+            builder, where, before, factor, lambda x: fused(builder, x, other, before)
+        )
+
+    return _VECTOR(a, b, x, y, total), generate
+
+
+def _accumulated(
+    builder: Any, where: Any, before: Any, x: Any, accumulate: Callable[[Any], Any]
+) -> Any:
+    """Write down that x is accumulated in some lanes.
+
+    Registers of 512 bits come with masks. Without them, 0 is accumulated in the others.
+    """
+    if LANES == 16:
+        return builder.select(where, accumulate(x), before)
+    return accumulate(builder.select(where, x, ir.Constant(_FLOATS, None)))
 
 
 def _lanewise(operation: str) -> Callable[..., Any]:
@@ -207,11 +257,13 @@ _operator(operator.truediv, "fdiv")
 # What they are written with
 
 
-def _call(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
+def _call(
+    builder: Any, name: str, result: Any, arguments: list[Any], fastmath: tuple[str, ...] = ()
+) -> Any:
     """Call one of LLVM's intrinsics."""
     signature = ir.FunctionType(result, [argument.type for argument in arguments])
     function = _llvm.get_or_insert_function(builder.module, signature, name)
-    return builder.call(function, arguments)
+    return builder.call(function, arguments, fastmath=fastmath)
 
 
 def _repeated(builder: Any, scalar: Any) -> Any:

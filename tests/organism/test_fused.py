@@ -160,6 +160,33 @@ def test_threads_change_nothing(request: pytest.FixtureRequest) -> None:
     assert torch.equal(gradient, shared_gradient)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("total", [1, 2, 5, 10, 33])
+def test_each_lifetime_is_lived_once(count: int, total: int) -> None:
+    """Whichever thread takes it, and however few there are."""
+    threads = fused._Threads()
+    lived: list[int] = []
+    threads.set(count)
+    threads.share(lambda first, last: lived.extend(range(first, last)), total)
+    threads.set(1)
+    assert sorted(lived) == list(range(total))
+
+
+@pytest.mark.parametrize("failing", range(4))
+def test_what_fails_in_a_thread_is_heard_of(failing: int) -> None:
+    """In whichever it is; an index out of range is no end of the work."""
+    threads = fused._Threads()
+    threads.set(2)
+
+    def work(first: int, last: int) -> None:
+        if failing in range(first, last):
+            raise IndexError(failing)
+
+    with pytest.raises(IndexError, match=str(failing)):
+        threads.share(work, 4)
+    threads.set(1)
+
+
 def test_only_theta_learns_on_the_kernels() -> None:
     """What they cannot do goes to the reference: float64, and gradients in inputs."""
     genome, inputs = new_genome(small_config()), torch.zeros(3)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from organism import jit
-from organism.jit import aligned, aligned_copy, borrowed, kernel
+from organism.jit import aligned, aligned_copy, aligned_parts, borrowed, kernel
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 0, 4), (7, 16)])
@@ -20,6 +20,18 @@ def test_arrays_start_on_a_cache_line(shape: tuple[int, ...]) -> None:
         assert not array.size or array.ctypes.data % 64 == 0
         assert (array.shape, array.dtype) == (shape, np.dtype(dtype))
         assert array.flags.c_contiguous
+
+
+def test_parts_of_one_piece_do_not_touch() -> None:
+    """Each starts on a cache line of its own, empty ones too, and is written to alone."""
+    shapes = [(3, 5), (0,), (16,), (1,), (2, 1, 8)]
+    parts = aligned_parts(*shapes)
+    assert [part.shape for part in parts] == shapes
+    for number, part in enumerate(parts):
+        assert part.dtype == np.float32
+        assert part.ctypes.data % 64 == 0 or not part.size
+        part[...] = number
+    assert all((part == number).all() for number, part in enumerate(parts))
 
 
 def test_an_aligned_copy_is_a_copy() -> None:

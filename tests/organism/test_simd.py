@@ -69,6 +69,23 @@ def _multiply_add(a: F32, b: F32, out: F32, lanes: int) -> None:
 
 
 @kernel()
+def _add_where(a: F32, b: F32, out: F32, lanes: int) -> None:
+    x, y = load(a, 0, LANES), load(b, 0, LANES)
+    store(out, 0, lanes, simd.add_where(x, y, y, x))
+
+
+@kernel()
+def _multiply_add_where(a: F32, b: F32, out: F32, lanes: int) -> None:
+    x, y = load(a, 0, LANES), load(b, 0, LANES)
+    store(out, 0, lanes, simd.multiply_add_where(x, y, x, y, y))
+
+
+@kernel()
+def _total(a: F32, b: F32, out: F32, lanes: int) -> None:
+    store(out, 0, lanes, simd.spread(simd.total_of(load(a, 0, LANES))))
+
+
+@kernel()
 def _unary(a: F32, b: F32, out: F32, lanes: int) -> None:
     n = simd.whole(simd.magnitude(load(a, 0, LANES)))
     store(out, 0, lanes, simd.power_of_two(n))
@@ -90,6 +107,9 @@ OPERATIONS: list[tuple[Any, Callable[[F32, F32], F32]]] = [
     (_with_sign, np.copysign),
     (_choose, lambda a, b: np.where(a > b, np.float32(3), a)),
     (_multiply_add, lambda a, b: a * b + b),  # exact for these
+    (_add_where, lambda a, b: np.where(a > b, b + a, b)),
+    (_multiply_add_where, lambda a, b: np.where(a > b, a * b + b, b)),
+    (_total, lambda a, b: np.full(LANES, a.sum())),
     (_unary, lambda a, b: np.exp2(np.trunc(np.abs(a)))),
     (_constants, lambda a, b: np.arange(LANES) + b[-1]),
 ]
