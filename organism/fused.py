@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -313,13 +313,15 @@ class _Live(torch.autograd.Function):
     def forward(ctx: Any, lives: _Lives, state: CortexState, *values: Tensor) -> tuple[Tensor, ...]:
         """Live; outputs are the parts of the last state, H and log-odds, ``(batch, steps)``."""
         batch, steps, _ = lives.inputs.shape
-        program, states = lives.program(values), split(state)
+        program, before = lives.program(values), state.w.detach().numpy()
+        states = _split(state, aligned(before.shape))
         entropy, logit, beta = np.empty((3, batch, steps), np.float32)
         kept = -(-steps // lives.segment) if lives.segment else 0
         checkpoints = State(*(aligned((batch, kept, *p.shape[1:]), p.dtype.type) for p in states))
         lasts = kernels.new_tape((batch, kept), *program.innate.shape)
 
         def work(first: int, last: int) -> None:
+            states.w[first:last] = before[first:last]  # where it is lived it is in the cache
             kernels.live_all(
                 first,
                 last,
@@ -392,7 +394,7 @@ class _Live(torch.autograd.Function):
             None,
             None,
             *(
-                torch.from_numpy(found[name].astype(np.float32)).reshape(shape)
+                torch.from_numpy(found[name]).reshape(shape)
                 for name, shape in zip(lives.names, ctx.shapes, strict=True)
             ),
         )
@@ -406,12 +408,19 @@ def _phases(config: GenomeConfig, ratios: Sequence[float]) -> tuple[tuple[float,
     return tuple(float(FREE + (CLAMPED - FREE) * ratio) for ratio in seen), which
 
 
-def _unfolded(lives: _Lives, gradients: Theta) -> dict[str, npt.NDArray[np.float64]]:
+def _unfolded(lives: _Lives, gradients: Theta) -> dict[str, F32]:
     """Gradients of θ by name, from those at each phase: ``organism.rules.at_phase`` backwards."""
-    summed = _views(lives.config, Theta(*(part.sum(axis=0) for part in gradients)))
-    by_phase = Theta(*(np.tensordot(lives.phases, part, 1) for part in gradients))
+    found = _views(lives.config, _single(part.sum(axis=0) for part in gradients))
+    if not PHASED.keys() & set(lives.names):
+        return found
+    by_phase = _single(np.tensordot(lives.phases, part, 1) for part in gradients)
     weighted = _views(lives.config, by_phase)
-    return summed | {name: weighted[into] for name, into in PHASED.items()}
+    return found | {name: weighted[into] for name, into in PHASED.items()}
+
+
+def _single(parts: Iterable[npt.NDArray[Any]]) -> Theta:
+    """θ in float32."""
+    return Theta(*(part.astype(np.float32) for part in parts))
 
 
 def _rows(inputs: Tensor) -> F32:
@@ -428,8 +437,14 @@ def _targets(target: Tensor | None, state: CortexState) -> F32:
 
 def split(state: CortexState) -> State:
     """Copy a batch, for the kernels to write on."""
+    # A newborn's W are one matrix, seen many times.
+    return _split(state, aligned_copy(state.w.detach().numpy()))
+
+
+def _split(state: CortexState, w: F32) -> State:
+    """Copy all of a batch but W, and put that beside it."""
     return State(
-        aligned_copy(state.w.detach().numpy()),  # a newborn's are one matrix, seen many times
+        w,
         aligned_copy(_array(state.short_term)),
         aligned_copy(_array(state.long_term)),
         aligned_copy(_array(state.mean)),
@@ -441,6 +456,8 @@ def split(state: CortexState) -> State:
 
 def join(states: State) -> CortexState:
     """Make a batch of what the kernels wrote on, without a copy of W."""
-    w, short_term, long_term, mean, trace, gains, steps = map(torch.from_numpy, states)
-    beta, level = gains[:, 0].clone(), gains[:, 1].clone()
+    w, short_term, long_term, mean, trace, _, steps = map(torch.from_numpy, states)
+    beta, level = (
+        torch.from_numpy(states.gains[:, k].copy()) for k in (kernels.BETA, kernels.LEVEL)
+    )
     return CortexState(w, short_term, long_term, mean, trace, beta, level, steps[:, 0].clone())
