@@ -16,7 +16,6 @@ import re
 import secrets
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import NamedTuple
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -36,15 +35,6 @@ _PROCESS_ID = secrets.token_hex(8)
 _request_numbers = itertools.count(1)
 
 _log = logging.getLogger("organism.door")
-
-
-class _Marks(NamedTuple):
-    """What every request is looked at for."""
-
-    request_id: str
-    key: bytes
-    host: bytes
-    origin: bytes | None
 
 
 class Door:
@@ -70,8 +60,8 @@ class Door:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        marks = _marks(dict(scope["headers"]))
-        request_id = marks.request_id
+        headers = dict(scope["headers"])
+        request_id = _request_id(headers)
         scope.setdefault("state", {})["request_id"] = request_id
         started = False
 
@@ -87,7 +77,7 @@ class Door:
                 ]
             await send(message)
 
-        refusal = self._refusal(scope["path"], marks)
+        refusal = self._refusal(scope["path"], headers)
         if refusal is not None and scope["type"] == "websocket":
             # What is closed before it was accepted is answered with 403, and no word.
             self.refused(scope, 403, request_id)
@@ -112,8 +102,7 @@ class Door:
 
     def admits(self, path: str, headers: Mapping[bytes, bytes]) -> str | None:
         """Give a request an id if it may come in; None where it is to be refused."""
-        marks = _marks(headers)
-        return marks.request_id if self._refusal(path, marks) is None else None
+        return _request_id(headers) if self._refusal(path, headers) is None else None
 
     def refused(self, scope: Scope, status: int, request_id: str) -> None:
         """Count a refusal."""
@@ -129,16 +118,16 @@ class Door:
             },
         )
 
-    def _refusal(self, path: str, marks: _Marks) -> Problem | None:
-        if marks.host and (len(marks.host) > _LONGEST_HOST or not self._is_ours(marks.host)):
-            return errors.unknown_host(marks.host.decode("latin-1"))
-        if marks.origin is not None and marks.origin.lower().partition(b"://")[2] != (
-            marks.host.lower()
-        ):
-            return errors.cross_origin(marks.origin.decode("latin-1"))
+    def _refusal(self, path: str, headers: Mapping[bytes, bytes]) -> Problem | None:
+        host, origin = headers.get(b"host", b""), headers.get(b"origin")
+        if host and (len(host) > _LONGEST_HOST or not self._is_ours(host)):
+            return errors.unknown_host(host.decode("latin-1"))
+        if origin is not None and origin.lower().partition(b"://")[2] != host.lower():
+            return errors.cross_origin(origin.decode("latin-1"))
         if self._key is None or path in self._open_paths:
             return None
-        return None if hmac.compare_digest(marks.key, self._key) else errors.unauthorised()
+        given = headers.get(b"authorization", b"")
+        return None if hmac.compare_digest(given, self._key) else errors.unauthorised()
 
     def _recognises(self, host: bytes) -> bool:
         name = host.decode("latin-1").lower()
@@ -150,13 +139,10 @@ class Door:
         return True
 
 
-def _marks(headers: Mapping[bytes, bytes]) -> _Marks:
-    request_id = headers.get(b"x-request-id", b"").decode("latin-1")
-    if not request_id or not _REQUEST_ID.fullmatch(request_id):
-        request_id = f"{_PROCESS_ID}-{next(_request_numbers):x}"
-    return _Marks(
-        request_id,
-        headers.get(b"authorization", b""),
-        headers.get(b"host", b""),
-        headers.get(b"origin"),
-    )
+def _request_id(headers: Mapping[bytes, bytes]) -> str:
+    """The id that a request brings, if it is one; or a new one."""
+    if (brought := headers.get(b"x-request-id")) is not None:
+        text = brought.decode("latin-1")
+        if _REQUEST_ID.fullmatch(text):
+            return text
+    return f"{_PROCESS_ID}-{next(_request_numbers):x}"

@@ -101,8 +101,8 @@ class Episodes:
             with self._lock:
                 slots, gone = self._place(chunks, starts, new)
                 _put(np.array(slots), vectors, norms, self._vectors, self._norms)
-                # Some may be taken again, by chunks that came after.
-                self._norms[[slot for slot in gone if self._chunks[slot] is None]] = 0
+                if gone:  # some may be taken again, by chunks that came after
+                    self._norms[[slot for slot in gone if self._chunks[slot] is None]] = 0
         return np.array(new, bool)
 
     def forget_before(self, offset: int) -> None:

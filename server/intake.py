@@ -404,11 +404,10 @@ class Intake:
         learned: list[bytes] = []
         offset = self._journal.offset
         for waiting in batch:
+            payloads = waiting.payloads
             together = waiting.claimed in (None, offset) and (
-                waiting.kind not in MESSAGES
-                or are_cut_as_one(
-                    waiting.payloads, CHUNKINGS[waiting.kind], self._settings.chunk_bytes
-                )
+                len(payloads) == 1
+                or are_cut_as_one(payloads, CHUNKINGS[waiting.kind], self._settings.chunk_bytes)
             )
             for part in (waiting,) if together else waiting.apart():
                 verdict: Verdict = "learned"

@@ -144,7 +144,8 @@ class _Patient(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._idle_since = self.loop.time()
-        self.flow.resume_reading()
+        if self._unparsed or self.flow.read_paused:
+            self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
             self._pass_on()
