@@ -78,8 +78,8 @@ class _Threads:
         left = deque(pairwise(bounds))
 
         def take() -> None:
-            while bounds := _next_of(left):
-                work(*bounds)
+            while some := _next_of(left):
+                work(*some)
 
         others = range(min(self._count, len(left)) - 1)
         waiting = [self._pool.submit(take) for _ in others] if self._pool else []
