@@ -57,8 +57,6 @@ class _Threads:
         self._count = 1
 
     def set(self, count: int) -> None:
-        if count == self._count:
-            return
         if self._pool:
             self._pool.shutdown()
         self._pool = ThreadPoolExecutor(count - 1, "lifetime") if count > 1 else None
@@ -67,8 +65,9 @@ class _Threads:
     def share(self, work: Callable[[int, int], None], total: int) -> None:
         """Do work on a number of lifetimes, from one to before another.
 
-        Each thread takes four fifths of an equal share; what is left goes, one by one, to whoever
-        is free: cores are shared with others, and seldom equally quick.
+        There is a piece of four fifths of an equal share for each thread, and the rest are one
+        lifetime each; whoever is free takes the next: cores are shared with others, and seldom
+        equally quick.
         """
         share = total * 4 // (5 * self._count) if self._count > 1 else total
         bounds = [

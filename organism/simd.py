@@ -1,8 +1,9 @@
 """Vectors of float32 that stay in registers, for kernels whose sums no compiler keeps there.
 
 A ``Vector`` exists in compiled code only: ``LANES`` numbers, as many as a register of this
-processor holds. Each operation is done lane by lane, so that what a column comes to does not depend
-on those beside it. ``load`` and ``store`` take how many lanes are real; the others are 0.
+processor holds. Each operation but ``total_of`` is done lane by lane, so that what a column comes
+to does not depend on those beside it. ``load`` and ``store`` take how many lanes are real; the
+others are 0.
 """
 
 from __future__ import annotations

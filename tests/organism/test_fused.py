@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -160,31 +161,47 @@ def test_threads_change_nothing(request: pytest.FixtureRequest) -> None:
     assert torch.equal(gradient, shared_gradient)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.fixture
+def threads() -> Iterator[fused._Threads]:
+    """Threads of their own, which end with the test."""
+    own = fused._Threads()
+    yield own
+    own.set(1)
+
+
 @pytest.mark.parametrize("total", [1, 2, 5, 10, 33])
-def test_each_lifetime_is_lived_once(count: int, total: int) -> None:
-    """Whichever thread takes it, and however few there are."""
-    threads = fused._Threads()
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_each_lifetime_is_lived_once(threads: fused._Threads, count: int, total: int) -> None:
+    """By threads that are all at it, as many as there are pieces for."""
     lived: list[int] = []
-    threads.set(count)
-    threads.share(lambda first, last: lived.extend(range(first, last)), total)
-    threads.set(1)
-    assert sorted(lived) == list(range(total))
-
-
-@pytest.mark.parametrize("failing", range(4))
-def test_what_fails_in_a_thread_is_heard_of(failing: int) -> None:
-    """In whichever it is; an index out of range is no end of the work."""
-    threads = fused._Threads()
-    threads.set(2)
+    met: set[int] = set()
+    all_there = threading.Barrier(min(count, total))
 
     def work(first: int, last: int) -> None:
-        if failing in range(first, last):
-            raise IndexError(failing)
+        if threading.get_ident() not in met:
+            met.add(threading.get_ident())
+            all_there.wait(timeout=30)
+        lived.extend(range(first, last))
 
-    with pytest.raises(IndexError, match=str(failing)):
-        threads.share(work, 4)
-    threads.set(1)
+    threads.set(count)
+    threads.share(work, total)
+    assert sorted(lived) == list(range(total))
+    assert len(met) == min(count, total)
+
+
+@pytest.mark.parametrize("caller", [True, False])
+def test_what_fails_in_a_thread_is_heard_of(threads: fused._Threads, caller: bool) -> None:
+    """In whichever it is; an index out of range is no end of the work."""
+    both_there = threading.Barrier(2)
+
+    def work(first: int, last: int) -> None:
+        both_there.wait(timeout=30)
+        if (threading.current_thread() is threading.main_thread()) is caller:
+            raise IndexError("of a lifetime")
+
+    threads.set(2)
+    with pytest.raises(IndexError, match="of a lifetime"):
+        threads.share(work, 2)
 
 
 def test_only_theta_learns_on_the_kernels() -> None:
@@ -212,6 +229,19 @@ def test_what_is_not_a_number_is_not_hidden() -> None:
     logit = live(genome, inputs).logit
     assert logit[1:, 0].isnan().all()
     assert not logit[:, 1].isnan().any()
+
+
+def test_nor_is_its_gradient() -> None:
+    """At any width of a vector."""
+    drawn = new_genome(small_config("mlp"), seed=2)
+    genome = Genome(drawn.config, {n: t.clone().requires_grad_() for n, t in drawn.theta.items()})
+    inputs = torch.randn(3, 2, genome.config.cortex.d_in)
+    inputs[1, 0, 0] = torch.nan
+    names = ("rule.w1", "rule.w2", "rule.b2", "log_alpha")
+    learned = [genome.theta[name] for name in names]
+    found = torch.autograd.grad(live(genome, inputs).logit.sum(), learned)
+    for name, gradient in zip(names, found, strict=True):
+        assert gradient.isnan().any(), name
 
 
 def phased_config(family: str, **cortex: Any) -> GenomeConfig:

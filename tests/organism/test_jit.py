@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numba
@@ -23,7 +24,7 @@ def test_arrays_start_on_a_cache_line(shape: tuple[int, ...]) -> None:
 
 
 def test_parts_of_one_piece_do_not_touch() -> None:
-    """Each starts on a cache line of its own, empty ones too, and is written to alone."""
+    """Each starts on a cache line of its own, with a line between, and is written to alone."""
     shapes = [(3, 5), (0,), (16,), (1,), (2, 1, 8)]
     parts = aligned_parts(*shapes)
     assert [part.shape for part in parts] == shapes
@@ -32,6 +33,9 @@ def test_parts_of_one_piece_do_not_touch() -> None:
         assert part.ctypes.data % 64 == 0 or not part.size
         part[...] = number
     assert all((part == number).all() for number, part in enumerate(parts))
+    full = [part for part in parts if part.size]
+    for before, after in pairwise(full):
+        assert after.ctypes.data - (before.ctypes.data + before.nbytes) >= 64
 
 
 def test_an_aligned_copy_is_a_copy() -> None:
