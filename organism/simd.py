@@ -195,7 +195,7 @@ def _accumulated(
 
     Registers of 512 bits come with masks. Without them, 0 is accumulated in the others.
     """
-    if LANES == 16:
+    if HAS_512_BITS:
         return builder.select(where, accumulate(x), before)
     return accumulate(builder.select(where, x, ir.Constant(_FLOATS, None)))
 

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from organism import fused
+from organism import adjoint, fused
 from organism.config import GenomeConfig
 from organism.fused import fusable, set_threads
 from organism.genome import Genome, new_genome
 from organism.lifetime import live
 from organism.living import LivingCortex
 from organism.presets import PRESETS
+from organism.simd import LANES
 from tests.conftest import recruiting_config, small_config
 
 STEPS, BATCH = 7, 3
@@ -110,6 +111,12 @@ def test_odd_sizes_are_fused(family: str) -> None:
     config = small_config(family, d_in=7, d_hidden=27)
     if family == "mlp":
         config = with_rule(config, hidden=5)
+    assert_fused_is_the_reference(config)
+
+
+def test_a_last_panel_that_is_not_whole_is_fused() -> None:
+    """Nor the last vector in it, nor the last pair of rows."""
+    config = small_config("mlp", d_in=3, d_hidden=adjoint._PANEL + LANES + 3)
     assert_fused_is_the_reference(config)
 
 
