@@ -28,8 +28,9 @@ from websockets.protocol import State
 
 from server import errors
 from server.errors import Problem
-from server.express import Express
+from server.express import Admitted, Express
 from server.frames import read_messages
+from server.heads import Head, head_of
 from server.metrics import Metrics
 from server.settings import ServerSettings
 from server.stream import CONNECTION
@@ -76,6 +77,7 @@ class _Patient(HttpToolsProtocol):
     _progressed = False
     _head_bytes = 0  # or of what else comes before, between and behind the bytes of a body
     _unparsed = _NOTHING
+    _known: tuple[Head, Admitted] | None = None  # the head of a request that was taken
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -96,15 +98,33 @@ class _Patient(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
-        self._unparsed = _NOTHING
+        self._unparsed, self._known = _NOTHING, None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._known is not None and self._take_again(*self._known, data):
+            return
         if len(data) <= _PARSED_BYTES and not self._unparsed:
             self._parse(data)
         else:
             self._unparsed = memoryview(bytes(self._unparsed) + data if self._unparsed else data)
             self._parse_some()
+
+    def _take_again(self, head: Head, admitted: Admitted, data: bytes) -> bool:
+        """Take a request whose head was understood before, if this is one and all of it."""
+        cycle = self.cycle
+        is_between = self._since is None and cycle.response_complete and not self._unparsed
+        # One that the application has answered may be its task's still.
+        is_ours = cycle.on_response is _nothing
+        may_be_answered = is_between and is_ours and not self.flow.write_paused
+        body = head.body_of(data) if may_be_answered else None
+        if body is None or not self.express.take(admitted, body, partial(self._answer, cycle)):
+            return False
+        # The cycle of the request before goes round once more.
+        cycle.response_started = cycle.response_complete = False
+        cycle.on_response = self.on_response_complete
+        self._head_bytes = 0
+        return True
 
     def _parse_some(self) -> None:
         """Parse what was read, as long as no request has to wait for its turn."""
@@ -129,11 +149,15 @@ class _Patient(HttpToolsProtocol):
 
     def _parse(self, data: bytes) -> None:
         self._progressed = False
+        # Whether no byte of a request has been parsed before these.
+        begins = self._since is None or (self.cycle is None and not self._head_bytes)
         if self._since is None and (self.cycle is None or self.cycle.response_complete):
             # The parser does not tell of line ends before a request.
             self._since = self.loop.time()
         super().data_received(data)
-        self._pass_on()
+        admitted = self._pass_on()
+        if admitted is not None and begins:
+            self._remember(admitted, data)
         self._head_bytes = 0 if self._progressed else self._head_bytes + len(data)
         if self._head_bytes > _HEAD_LIMIT_BYTES and not self.transport.is_closing():
             self._refuse(errors.head_too_large(_HEAD_LIMIT_BYTES))
@@ -154,28 +178,40 @@ class _Patient(HttpToolsProtocol):
         """Wait with a request until all of it that has come is parsed."""
         self._begun = cycle, app
 
-    def _pass_on(self) -> None:
-        """Pass the request that has begun to the engine, if that can be, or to the application."""
+    def _pass_on(self) -> Admitted | None:
+        """Pass the request that has begun to the engine, if that can be, or to the application.
+
+        Returns:
+            What the engine has taken.
+        """
         if self._begun is None:
-            return
+            return None
         (cycle, app), self._begun = self._begun, None
         may_be_answered = not (self.flow.write_paused or cycle.waiting_for_100_continue)
-        taken = (
-            not cycle.more_body
-            and may_be_answered
-            and self.express.take(
-                cast(Scope, cycle.scope), bytes(cycle.body), partial(self._answer, cycle)
-            )
-        )
-        if not taken:
-            super()._start_asgi_task(cycle, app)
+        admitted = None
+        if may_be_answered and not cycle.more_body:
+            admitted = self.express.admit(cast(Scope, cycle.scope))
+        body, answer = bytes(cycle.body), partial(self._answer, cycle)
+        if admitted is not None and self.express.take(admitted, body, answer):
+            return admitted
+        super()._start_asgi_task(cycle, app)
+        return None
+
+    def _remember(self, admitted: Admitted, data: bytes) -> None:
+        """Take note of the head of a request that was taken, if another may have the same."""
+        cycle = self.cycle
+        if admitted.is_of_one_request or not cycle.keep_alive:
+            return
+        head = head_of(data[: len(data) - len(cycle.body)], len(cycle.body))
+        self._known = None if head is None else (head, admitted)
 
     def _answer(self, cycle: RequestResponseCycle, status: int, head: bytes, body: bytes) -> None:
         """Write a whole reply, as the cycle would."""
         if cycle.disconnected:
             return
         cycle.response_started = cycle.response_complete = True
-        ours = _lines(tuple(cycle.default_headers))
+        # The server's, not the cycle's, which are of the second in which that was made.
+        ours = _lines(tuple(self.server_state.default_headers))
         close = b"" if cycle.keep_alive else b"connection: close\r\n"
         self.transport.write(b"".join((STATUS_LINE[status], ours, head, close, b"\r\n", body)))
         if not cycle.keep_alive:

@@ -82,6 +82,7 @@ LAYERS = [
     "server.replies",
     "server.ingest",
     "server.express",
+    "server.heads",
     "server.retrain",
     "server.events",
     "server.routes",

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
-from itertools import pairwise
+from collections.abc import Awaitable, Callable
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import pytest
 import uvicorn
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from server import patience
 from server.door import Door
 from server.errors import Problem, offset_mismatch
 from server.express import Express
@@ -169,12 +174,14 @@ class Held(Replies):
 
     def __init__(self, refusal: Problem | None = None) -> None:
         self.takes: list[Take] = []
-        self._refusal = refusal
+        self.messages: list[bytes] = []
+        self.refusal = refusal
 
     def put(self, message: bytes, upload_offset: int | None, take: Take) -> None:
         """Keep whom to tell."""
-        if self._refusal is not None:
-            raise self._refusal
+        if self.refusal is not None:
+            raise self.refusal
+        self.messages.append(message)
         self.takes.append(take)
 
 
@@ -189,6 +196,12 @@ def scope(method: str = "POST", path: str = "/ingest", **headers: str) -> dict[s
     pairs = {"host": "localhost"} | headers
     lines = [(name.replace("_", "-").encode(), value.encode()) for name, value in pairs.items()]
     return {"method": method, "path": path, "headers": lines}
+
+
+def take(express: Express, request: dict[str, Any], body: bytes, answers: Answers) -> bool:
+    """Offer a request; whether it is taken."""
+    admitted = express.admit(request)
+    return admitted is not None and express.take(admitted, body, answers)
 
 
 @pytest.mark.parametrize(
@@ -209,51 +222,293 @@ def test_what_asks_for_more_goes_the_long_way(request_: dict[str, Any], body: by
     """And leaves nothing behind: the application refuses it, or serves it."""
     replies, answers = Held(), Answers()
     express, _ = make(replies, body_limit_bytes=10, api_key="right")
-    assert not express.take(request_, body, answers)
+    assert not take(express, request_, body, answers)
     assert not replies.takes
-    assert express.take(scope(authorization="Bearer right"), body[:10] or b"x", answers)
+    assert take(express, scope(authorization="Bearer right"), body[:10] or b"x", answers)
     full, _ = make(Held(offset_mismatch(1, 2)))
-    assert not full.take(scope(), b"x", answers)
+    assert not take(full, scope(), b"x", answers)
     assert not answers.written
+
+
+class Exchange:
+    """A connection without a socket: what comes in is put to the engine, or asked of the app."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.replies = Held()
+        self.asked: list[str] = []
+        express, self.metrics = make(self.replies, **settings)
+        kind = patient(ServerSettings(**settings), self.metrics, express)
+        config = uvicorn.Config(
+            self._app, http=kind, interface="asgi3", lifespan="off", log_level="critical"
+        )
+        config.load()
+        self.state = ServerState()
+        self.protocol = kind(config=config, server_state=self.state, app_state={})
+        self.lingering = asyncio.Event()
+        self.transport = Transport()
+        self.protocol.connection_made(self.transport)
+        self.parsed = 0
+        self._parser, self.protocol.parser = self.protocol.parser, cast(Any, self)
+
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message["body"], message["more_body"]
+        self.asked.append(f"{scope['method']} {scope['path']} {body!r}")
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+        await self.lingering.wait()
+
+    def feed_data(self, data: bytes) -> None:
+        """Count the bytes that are parsed."""
+        self.parsed += len(data)
+        self._parser.feed_data(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
+
+    async def send(self, data: bytes) -> None:
+        """Have bytes come in, and whatever is put to the engine answered."""
+        self.protocol.data_received(data)
+        for _ in range(20):
+            while self.replies.takes:
+                self.replies.takes.pop(0)(RECEIPT, None)
+            await asyncio.sleep(0)
+
+
+def exchange(scenario: Callable[[Exchange], Awaitable[None]], **settings: Any) -> Exchange:
+    """Play a scenario on a connection."""
+
+    async def run() -> Exchange:
+        connection = Exchange(**settings)
+        await scenario(connection)
+        connection.protocol.connection_lost(None)
+        return connection
+
+    return asyncio.run(run())
 
 
 def test_the_parser_takes_the_short_way() -> None:
     """With a post that has come whole; one that is still coming goes to the application."""
-    asked: list[str] = []
-    replies = Held()
-    express, metrics = make(replies)
 
-    async def app(scope: Scope, _: Receive, __: Send) -> None:
-        asked.append(scope["path"])
+    async def scenario(connection: Exchange) -> None:
+        await connection.send(head(4) + b"one\n")
+        assert connection.transport.written.startswith(b"HTTP/1.1 200 OK\r\n")
+        body = json.dumps(RECEIPT._asdict()).replace(" ", "").encode()
+        assert connection.transport.written.endswith(body)
+        await connection.send(head(4) + b"tw")
+        await connection.send(b"o\n")
 
-    async def run() -> None:
-        kind = patient(ServerSettings(), metrics, express)
-        config = uvicorn.Config(app, http=kind, lifespan="off", log_level="critical")
-        config.load()
-        state = ServerState()
-        protocol, transport = kind(config=config, server_state=state, app_state={}), Transport()
-        protocol.connection_made(transport)
-        protocol.data_received(head(4) + b"one\n")
-        assert len(replies.takes) == 1
-        replies.takes[0](RECEIPT, None)
-        assert transport.written.startswith(b"HTTP/1.1 200 OK\r\n")
-        assert transport.written.endswith(json.dumps(RECEIPT._asdict()).replace(" ", "").encode())
-        protocol.data_received(head(4) + b"tw")
-        protocol.data_received(b"o\n")
-        await asyncio.sleep(0)
-        assert asked == ["/ingest"]
-        assert len(replies.takes) == 1
-        protocol.connection_lost(None)
+    found = exchange(scenario)
+    assert found.replies.messages == [b"one\n"]
+    assert found.asked == ["POST /ingest b'two\\n'"]
 
-    asyncio.run(run())
+
+def test_a_head_is_parsed_once() -> None:
+    """Posts with the head of the one before, but for its length, are learned without the parser."""
+
+    async def scenario(connection: Exchange) -> None:
+        for body in (b"one\n", b"another\n", b"third\n"):
+            await connection.send(head(len(body)) + body)
+        first = len(head(4)) + 4
+        assert connection.parsed == first
+        await connection.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await connection.send(head(7) + b"fourth\n")
+
+    found = exchange(scenario)
+    assert found.replies.messages == [b"one\n", b"another\n", b"third\n", b"fourth\n"]
+    assert found.asked == ["GET /healthz b''"]
+    assert found.transport.written.count(b"HTTP/1.1 200 OK\r\n") == 4
+    ids = [line for line in found.transport.written.split(b"\r\n") if b"x-request-id" in line]
+    assert len({*ids}) == 4
+
+
+@pytest.mark.parametrize("line", [b"X-Request-ID: mine", b"Upload-Offset: 4"])
+def test_a_head_of_one_request_alone_is_not_kept(line: bytes) -> None:
+    """One that names an id or an offset is parsed whenever it comes."""
+
+    async def scenario(connection: Exchange) -> None:
+        for _ in range(3):
+            await connection.send(head(4, line) + b"one\n")
+
+    found = exchange(scenario)
+    assert found.replies.messages == 3 * [b"one\n"]
+    assert found.parsed == 3 * (len(head(4, line)) + 4)
+
+
+def test_a_known_head_that_cannot_be_taken_goes_the_long_way() -> None:
+    """A body beyond the limit, or an engine that takes none: the application refuses it."""
+
+    async def scenario(connection: Exchange) -> None:
+        await connection.send(head(4) + b"one\n")
+        await connection.send(head(11) + b"beyond ten\n")
+        connection.replies.refusal = offset_mismatch(1, 2)
+        await connection.send(head(4) + b"two\n")
+        connection.replies.refusal = None
+        await connection.send(head(6) + b"three\n")
+
+    found = exchange(scenario, body_limit_bytes=10)
+    assert found.replies.messages == [b"one\n", b"three\n"]
+    assert found.asked == ["POST /ingest b'beyond ten\\n'", "POST /ingest b'two\\n'"]
+
+
+def test_a_known_head_in_the_middle_of_a_request_is_part_of_it() -> None:
+    """The very bytes of a post are learned nowhere but between two requests."""
+    post = head(4) + b"one\n"
+
+    async def scenario(connection: Exchange) -> None:
+        await connection.send(post)
+        await connection.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: ")
+        await connection.send(post)  # a header's value, further headers, and a body
+        await connection.send(head(len(post), b"Expect: 100-continue"))
+        await connection.send(post)  # a body
+
+    found = exchange(scenario)
+    assert found.replies.messages == [b"one\n"]
+    assert found.asked == ["GET /healthz b'one\\n'", f"POST /ingest {post!r}"]
+
+
+def test_a_head_is_known_from_its_first_byte_on() -> None:
+    """Bytes that ended a post in pieces begin no other."""
+
+    async def scenario(connection: Exchange) -> None:
+        post = head(4) + b"one\n"
+        await connection.send(post[:9])
+        await connection.send(post[9:])
+        await connection.send(post[9:])
+
+    found = exchange(scenario)
+    assert found.replies.messages == [b"one\n"]
+    assert b"HTTP/1.1 400" in found.transport.written
+
+
+def test_a_known_head_waits_for_its_turn() -> None:
+    """A post before the one before it is answered is held back, and nothing more is read."""
+
+    async def scenario(connection: Exchange) -> None:
+        await connection.send(head(4) + b"one\n")
+        for body in (b"two\n", b"three\n"):
+            connection.protocol.data_received(head(len(body)) + body)
+        assert connection.replies.messages == [b"one\n", b"two\n"]
+        assert not connection.transport.reading
+        await connection.send(b"")
+        assert connection.transport.reading
+
+    assert exchange(scenario).replies.messages == [b"one\n", b"two\n", b"three\n"]
+
+
+def test_replies_to_a_known_head_are_of_their_own_time() -> None:
+    """What the server says in each reply, the date above all, is what it says then."""
+
+    async def scenario(connection: Exchange) -> None:
+        for date in (b"first", b"second", b"third"):
+            connection.state.default_headers = [(b"date", date)]
+            await connection.send(head(4) + b"one\n")
+
+    written = exchange(scenario).transport.written
+    assert re.findall(rb"date: (\S+)", written) == [b"first", b"second", b"third"]
+
+
+def test_a_known_head_behind_one_of_the_applications() -> None:
+    """Its task may not be over with the reply: the next post has an exchange of its own."""
+
+    async def scenario(connection: Exchange) -> None:
+        await connection.send(head(4) + b"one\n")
+        await connection.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        connection.protocol.data_received(head(4) + b"two\n")
+        connection.lingering.set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await connection.send(b"")
+        await connection.send(head(6) + b"three\n")
+
+    found = exchange(scenario)
+    assert found.replies.messages == [b"one\n", b"two\n", b"three\n"]
+    statuses = re.findall(rb"HTTP/1.1 (\d+)", found.transport.written)
+    assert statuses == [b"200", b"204", b"200", b"200"]
+
+
+def test_line_ends_between_requests_do_not_add_up() -> None:
+    """A client may send one behind each of many posts, before it has its reply."""
+
+    async def scenario(connection: Exchange) -> None:
+        for _ in range(40):
+            connection.protocol.data_received(head(4) + b"one\n")
+            await connection.send(1000 * b"\r\n")
+
+    found = exchange(scenario)
+    assert len(found.replies.messages) == 40
+    assert b'organism_requests_refused_total{status="431"} 0.0' in found.metrics.render()
+
+
+def test_a_client_that_leaves_while_its_post_waits() -> None:
+    """What came by a known head is learned, and its reply is written to nobody."""
+
+    async def scenario(connection: Exchange) -> None:
+        await connection.send(head(4) + b"one\n")
+        connection.protocol.data_received(head(4) + b"two\n")
+        connection.protocol.connection_lost(None)
+        connection.replies.takes.pop()(RECEIPT, None)
+
+    found = exchange(scenario)
+    assert found.replies.messages == [b"one\n", b"two\n"]
+    assert found.transport.written.count(b"HTTP/1.1 200") == 1
+
+
+def test_a_last_request_is_not_remembered() -> None:
+    """It ends the connection: what comes behind it is not taken for another."""
+
+    async def scenario(connection: Exchange) -> None:
+        for _ in range(2):
+            await connection.send(head(5, b"Connection: close") + b"last\n")
+
+    assert exchange(scenario).parsed == 2 * len(head(5, b"Connection: close") + b"last\n")
+
+
+REQUESTS = st.lists(
+    st.one_of(
+        st.binary(max_size=12).map(lambda body: head(len(body)) + body),
+        st.binary(max_size=12).map(lambda body: head(len(body), b"X: y") + body),
+        st.just(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+        st.just(b"\r\n"),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(REQUESTS, st.booleans(), st.lists(st.integers(0, 2000), max_size=4))
+def test_nobody_can_tell_that_a_head_was_known(
+    requests: list[bytes], one_by_one: bool, places: list[int]
+) -> None:
+    """Requests in any pieces: the same is learned and asked, the same written, as if all parsed."""
+    stream = b"".join(requests)
+    ends = {end for end in accumulate(map(len, requests)) if one_by_one}
+    ends |= {place % (len(stream) + 1) for place in places} | {0, len(stream)}
+    pieces = [stream[a:b] for a, b in pairwise(sorted(ends))]
+
+    async def scenario(connection: Exchange) -> None:
+        for piece in pieces:
+            await connection.send(piece)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(patience, "head_of", lambda *_: None)
+        expected = exchange(scenario)
+    found = exchange(scenario)
+    assert expected.parsed == len(stream) >= found.parsed
+    assert found.replies.messages == expected.replies.messages
+    assert found.asked == expected.asked
+    anonymous = [re.sub(rb"-id: \S+", b"", e.transport.written) for e in (found, expected)]
+    assert anonymous[0] == anonymous[1]
 
 
 def test_a_stop_answers_those_who_wait() -> None:
     """Once, with 503; a receipt that comes later is told to nobody."""
     replies, answers = Held(), Answers()
     express, metrics = make(replies)
-    assert express.take(scope(x_request_id="first"), b"a", answers)
-    assert express.take(scope(x_request_id="second"), b"b", answers)
+    assert take(express, scope(x_request_id="first"), b"a", answers)
+    assert take(express, scope(x_request_id="second"), b"b", answers)
     replies.takes[0](RECEIPT, None)
     express.give_up()
     replies.takes[1](RECEIPT, None)
