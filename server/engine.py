@@ -77,8 +77,6 @@ class Engine:
 
     Attributes:
         recovered: done when messages are taken; or holds what made the recovery fail.
-        episodes: its episode memory.
-        observer: what was lived since the start, for those who watch.
     """
 
     def __init__(
@@ -98,11 +96,11 @@ class Engine:
         self._snapshots = Snapshots(snapshot_folder(folder), self._disk)
         self._legacy = legacy_snapshot(folder)
         self._intake = Intake(settings, metrics, self._journal, self._committed, self._settled)
-        self.episodes = Episodes(settings.episode_chunks, settings.episode_bytes)
-        self.observer = Observer()
-        self._probe = Probe(self.recall, self.episodes, self.observer)
         self.recovered: Future[None] = Future()
-        self._learner = Learner(self.episodes)
+        self._episodes = Episodes(settings.episode_chunks, settings.episode_bytes)
+        self._observer = Observer()
+        self._learner = Learner(self._episodes)
+        self._probe = Probe(self.recall, self._episodes, self._observer)
         self._condition = threading.Condition(threading.Lock())
         self._commits: deque[Commit] = deque()
         self._reads: deque[Callable[[], None]] = deque()
@@ -137,6 +135,18 @@ class Engine:
         """
         self._must_have_recovered()
         return self._learner.life
+
+    @property
+    def episodes(self) -> Episodes:
+        """Its episode memory, with all that anybody has been told of."""
+        self._catch_up()
+        return self._episodes
+
+    @property
+    def observer(self) -> Observer:
+        """What was lived since the start, with all that anybody has been told of."""
+        self._catch_up()
+        return self._observer
 
     @property
     def offset(self) -> int:
@@ -341,7 +351,7 @@ class Engine:
                 self._intake,
                 self._journal,
                 lambda: self.recalled,
-                self.observer,
+                lambda: self.observer.totals,
             )
             self._keeper.start()
             self._prober.start()
@@ -392,17 +402,37 @@ class Engine:
         if self._fault is None:
             try:
                 outcomes = self._learner.fold(
-                    commit.records, self._between, partial(self._await, commit), self.observer.note
+                    commit.records,
+                    self._between,
+                    partial(self._await, commit),
+                    lambda: not commit.settled,
+                    self._observer.note,
                 )
                 self._await(commit)
             except Problem:
                 pass  # the commit's failure
             except Stopped:
                 self._fault = errors.not_ready
-            except Exception:  # the learner's edge: the journal has what it could not learn
-                _log.critical("learning has stopped: a fault", exc_info=True)
-                self._fault = errors.halted
-                self._intake.refuse(errors.halted)
+            except Exception:
+                self._halt()
+        self._tell(commit, outcomes)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Have everything remembered that anybody was told of; on any thread."""
+        try:
+            self._learner.catch_up()
+        except Exception:
+            self._halt()
+
+    def _halt(self) -> None:
+        """Learn no more, after a fault: the journal has what could not be learned."""
+        _log.critical("learning has stopped: a fault", exc_info=True)
+        self._fault = errors.halted
+        self._intake.refuse(errors.halted)
+
+    def _tell(self, commit: Commit, outcomes: Sequence[Receipt | Life]) -> None:
+        """Tell all who wait for a commit what became of it."""
         refusal = self._fault() if self._fault is not None else commit.failure
         following = iter(outcomes)
         self._intake.released(commit)

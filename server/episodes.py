@@ -59,7 +59,7 @@ class FoundEpisode:
 
 
 class Episodes:
-    """Most recent distinct chunks, bounded in count and bytes; one writer, many readers."""
+    """Most recent distinct chunks, bounded in count and bytes; many read, one at a time writes."""
 
     def __init__(self, max_chunks: int, max_bytes: int) -> None:
         self._max_bytes = max_bytes

@@ -1,13 +1,17 @@
 """The learner: folds the journal's records into a life, and remembers their chunks.
 
 The same fold whether a record has just been written or is replayed after a crash: same records,
-same life, to the last bit. Used by one thread. Knows nothing of queues, files or HTTP.
+same life, to the last bit. Used by one thread, ``catch_up`` by any. Knows nothing of queues, files
+or HTTP.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, groupby
 
 import msgpack
@@ -28,6 +32,8 @@ from server.wire import Receipt
 BATCH_BYTES = 1 << 16
 # Chunks learned between two looks at what else there is to do: about a millisecond.
 _BLOCK_CHUNKS = 64
+# Chunks that may be remembered behind the receipts: a reader may have to wait for a millisecond.
+_PUT_OFF_CHUNKS = 256
 
 CHUNKINGS: dict[Kind, Chunking] = {Kind.LINES: "lines", Kind.WINDOWS: "windows"}
 
@@ -42,11 +48,17 @@ class CueReading:
 
 
 class Learner:
-    """One living cortex and its episode memory, moved on by ``fold`` alone."""
+    """One living cortex and its episode memory, moved on by ``fold`` alone.
+
+    A few chunks may be remembered after their receipts were told: whoever reads the episodes calls
+    ``catch_up`` before, from any thread.
+    """
 
     def __init__(self, episodes: Episodes) -> None:
         self.episodes = episodes
         self._life: Life | None = None
+        self._put_off: deque[Callable[[], None]] = deque()
+        self._catching_up = threading.Lock()
         self._cortex: LivingCortex  # ahead of the life's own while records are being folded
 
     @property
@@ -70,6 +82,7 @@ class Learner:
         records: Sequence[Record],
         between: Callable[[], None] = lambda: None,
         settled: Callable[[], None] = lambda: None,
+        has_time: Callable[[], bool] = lambda: True,
         lived: Callable[[Stretch], None] = lambda _: None,
     ) -> list[Receipt | Life]:
         """Live through records, in order.
@@ -79,7 +92,9 @@ class Learner:
             between: called between blocks of chunks; what it raises ends the fold.
             settled: called when a group of records has been learned, and before the life moves on;
                 what it raises ends the fold, and the group was never learned.
-            lived: told of the chunks that were learned together.
+            has_time: whether ``settled`` has to wait anyway; if not, a few chunks are remembered
+                by ``catch_up``, and receipts need not wait for that.
+            lived: told of the chunks that were learned together, once they are remembered.
 
         Returns:
             What each record came to: the receipt of a message, or the life after another record.
@@ -90,7 +105,7 @@ class Learner:
         outcomes: list[Receipt | Life] = []
         for (kind, _), group in groupby(records, key=lambda record: (record.kind, record.width)):
             if kind in MESSAGES:
-                outcomes += self._live([*group], between, settled, lived)
+                outcomes += self._live([*group], between, settled, has_time, lived)
             else:
                 settled()
                 outcomes += [self._turn(record) for record in group]
@@ -107,6 +122,12 @@ class Learner:
                 for record in group:
                     self.episodes.add(*_unpack_episodes(record.payload))
 
+    def catch_up(self) -> None:
+        """Remember what was put off, in the order it was lived."""
+        with self._catching_up:
+            while self._put_off:
+                self._put_off.popleft()()
+
     def recall(self, cue: bytes) -> CueReading:
         """Ask the cortex about a cue of at least one byte. Changes nothing."""
         config = self.life.genome.config
@@ -119,26 +140,40 @@ class Learner:
         records: Sequence[Record],
         between: Callable[[], None],
         settled: Callable[[], None],
+        has_time: Callable[[], bool],
         lived: Callable[[Stretch], None],
     ) -> list[Receipt]:
         before = self.life
         data, ends, spans = _cut(records)
         try:
             trace = self._learn(data, spans, between)
-            new = self.episodes.add(data, spans, before.offset + spans[:, 0], settled)
-            settled()
+            # Before the wait for the disk, all that can be done without knowing how it ends.
+            receipts = _receipts(before, trace, np.searchsorted(spans[:, 0], ends).tolist(), ends)
+            life = Life(
+                genome=before.genome,
+                kept=self._cortex.copy(),
+                offset=before.offset + len(data),
+                sequence=records[-1].sequence,
+                generation=before.generation,
+                entropy=float(trace.entropy[-1]) if len(spans) else before.entropy,
+            )
+
+            def take_in(settled: Callable[[], None]) -> None:
+                new = self.episodes.add(data, spans, before.offset + spans[:, 0], settled)
+                settled()
+                lived(Stretch(data, spans, before.offset, trace, new))
+
+            if has_time() or len(spans) > _PUT_OFF_CHUNKS:
+                self.catch_up()
+                take_in(settled)
+            else:
+                settled()
+                self._put_off.append(partial(take_in, lambda: None))
         except BaseException:
             self._cortex.restore(before.kept)
             raise
-        self._life = replace(
-            before,
-            kept=self._cortex.copy(),
-            offset=before.offset + len(data),
-            sequence=records[-1].sequence,
-            entropy=float(trace.entropy[-1]) if len(spans) else before.entropy,
-        )
-        lived(Stretch(data, spans, before.offset, trace, new))
-        return _receipts(before, trace, np.searchsorted(spans[:, 0], ends).tolist(), ends)
+        self._life = life
+        return receipts
 
     def _learn(self, data: bytes, spans: Spans, between: Callable[[], None]) -> Trace:
         """Learn chunks in order, a block at a time."""

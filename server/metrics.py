@@ -22,7 +22,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from server.observer import FAMILIARITY_BOUNDS, Observer
+from server.observer import FAMILIARITY_BOUNDS, Totals
 
 REFUSED_STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 415, 421, 431, 500, 503, 507)
 """Statuses that a refusal can have."""
@@ -91,14 +91,14 @@ class Recalled(Protocol):
 
 
 class _Lived(Collector):
-    """What an observer has counted."""
+    """What was counted since the start."""
 
     def __init__(self) -> None:
-        self.observer = Observer()  # of nothing, until there is one to follow
+        self.totals: Callable[[], Totals] = Totals  # of nothing, until there is something to follow
 
     def collect(self) -> Iterator[Metric]:
         """Give the series to a scrape."""
-        totals = self.observer.totals
+        totals = self.totals()
         yield CounterMetricFamily("organism_ingest_bytes", "Bytes learned.", totals.size_bytes)
         yield CounterMetricFamily("organism_ingest_chunks", "Chunks learned.", totals.chunks)
         bounds = [*(str(bound) for bound in FAMILIARITY_BOUNDS), "+Inf"]
@@ -197,10 +197,10 @@ class Metrics:
         queue: Queued,
         journal: Journalled,
         recalled: Callable[[], Recalled],
-        observer: Observer,
+        totals: Callable[[], Totals],
     ) -> None:
         """Read, at each scrape, what these know."""
-        self._lived.observer = observer
+        self._lived.totals = totals
         self.ingest_queue_bytes.set_function(lambda: queue.queued_bytes)
         self.ingest_queue_limit_bytes.set(queue.queue_limit_bytes)
         self.journal_offset.set_function(lambda: queue.offset)

@@ -1,7 +1,7 @@
 """The observer: what the learner has just lived through, kept for those who watch.
 
 Totals, the least familiar of the recent chunks, and the scores of chunks that were new. Written by
-the learner's thread, read from any. Forgotten at a stop: nothing here is learned.
+one thread at a time, read from any. Forgotten at a stop: nothing here is learned.
 """
 
 from __future__ import annotations

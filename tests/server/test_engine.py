@@ -15,10 +15,11 @@ from organism.genome import new_genome
 from organism.lifetime import live
 from organism.living import LivingCortex, Trace
 from server.engine import Engine, SwapRefused
+from server.episodes import Episodes
 from server.errors import Problem
 from server.storage.statedir import StateDirError
 from tests.conftest import small_config
-from tests.server.conftest import engine, held, make_engine, small_genome
+from tests.server.conftest import engine, held, make_engine, small_genome, until
 
 MESSAGES = [b"a first line\nand a second\n", b"a third\n\n", b"a first line\n", b"end"]
 
@@ -121,7 +122,7 @@ def test_reads_are_answered_between_chunks(tmp_path: Path) -> None:
     with engine(tmp_path) as running:
         cue = b"line 1"
         before = running.recall(cue).result(timeout=30)
-        long = running.submit(b"".join(b"line %d\n" % i for i in range(3000)))
+        long = running.submit(b"".join(b"line %d\n" % i for i in range(20_000)))
         answers = [running.recall(cue).result(timeout=30)]
         while not long.done():
             answers.append(running.recall(cue).result(timeout=30))
@@ -171,6 +172,37 @@ def test_a_fault_while_learning_stops_it(tmp_path: Path, monkeypatch: pytest.Mon
     with engine(tmp_path) as running:
         assert running.life.offset == before.offset + 500
         assert running.submit(b"four\n").result(timeout=30).chunks == 1
+
+
+def test_whoever_was_told_finds_it_remembered(tmp_path: Path) -> None:
+    """Episodes and counts have each message from its receipt on."""
+    with engine(tmp_path, fsync="no") as running:
+        for k in range(300):
+            running.submit(b"message %d\n" % k).result(timeout=30)
+            if k % 2:
+                assert running.observer.totals.chunks == k + 1
+            else:
+                assert running.episodes.all()[-1].chunk == b"message %d" % k
+
+
+def test_a_fault_while_remembering_stops_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether before the receipts or behind them: nothing more is taken, and recall goes on."""
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with engine(tmp_path, fsync="no") as running:
+        monkeypatch.setattr(Episodes, "add", fail)
+        future = running.submit(b"a first line\n")
+        until(lambda: not running.ready)
+        problem = future.exception(timeout=30)
+        assert problem is None or isinstance(problem, Problem)
+        with pytest.raises(Problem, match="learner failed"):
+            running.submit(b"a second line\n")
+        running.recall(b"a first line").result(timeout=30)
+        monkeypatch.undo()
 
 
 def test_a_genome_takes_over_in_turn_and_w_is_kept(tmp_path: Path) -> None:
