@@ -135,9 +135,12 @@ def fusable(genome: Genome, constants: Sequence[Tensor | None]) -> bool:
     if genome.config.cortex.recruitment and _learns(genome):
         return False
     given = [tensor for tensor in constants if tensor is not None]
-    on_cpu = all(tensor.device.type == "cpu" for tensor in (*theta, *given))
-    single = all(t.dtype == torch.float32 for t in (*theta, *given) if t.is_floating_point())
-    return on_cpu and single and not any(tensor.requires_grad for tensor in given)
+    if any(tensor.requires_grad for tensor in given):
+        return False
+    single = torch.float32
+    return all(
+        t.is_cpu and (t.dtype is single or not t.is_floating_point()) for t in (*theta, *given)
+    )
 
 
 def _learns(genome: Genome) -> bool:
@@ -318,7 +321,8 @@ class _Live(torch.autograd.Function):
         states = _split(state, aligned(before.shape))
         entropy, logit, beta = np.empty((3, batch, steps), np.float32)
         kept = -(-steps // lives.segment) if lives.segment else 0
-        checkpoints = State(*(aligned((batch, kept, *p.shape[1:]), p.dtype.type) for p in states))
+        rest = (np.empty((batch, kept, *p.shape[1:]), p.dtype) for p in states[1:])
+        checkpoints = State(aligned((batch, kept, *before.shape[1:])), *rest)
         lasts = kernels.new_tape((batch, kept), *program.innate.shape)
 
         def work(first: int, last: int) -> None:
@@ -360,8 +364,8 @@ class _Live(torch.autograd.Function):
         gains = np.stack([np.zeros_like(level), level], axis=1)
         g = State(
             w,
-            aligned_copy(short_term),
-            aligned_copy(long_term),
+            short_term.copy(),
+            long_term.copy(),
             np.empty((batch, 0), np.float32),
             np.empty((batch, 0), np.float32),
             gains,
@@ -446,12 +450,12 @@ def _split(state: CortexState, w: F32) -> State:
     """Copy all of a batch but W, and put that beside it."""
     return State(
         w,
-        aligned_copy(_array(state.short_term)),
-        aligned_copy(_array(state.long_term)),
-        aligned_copy(_array(state.mean)),
-        aligned_copy(_array(state.trace)),
+        _array(state.short_term).copy(),
+        _array(state.long_term).copy(),
+        _array(state.mean).copy(),
+        _array(state.trace).copy(),
         np.stack([_array(state.beta), _array(state.level)], axis=1),
-        aligned_copy(_array(state.steps)[:, None]),
+        _array(state.steps)[:, None].copy(),
     )
 
 

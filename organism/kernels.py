@@ -484,7 +484,11 @@ def sigmoid(x: Number) -> Number:
     return np.float32(_1 / (_1 + math.exp(-x)))
 
 
-@kernel()
+# What takes tuples of arrays at every step becomes part of the loop over steps: numba counts each
+# array of a tuple that it hands to a function, there and back, by a call.
+
+
+@kernel(inline=True)
 def read(
     constants: Constants,
     theta: Theta,
@@ -507,7 +511,7 @@ def read(
     return entropy, logit_of(theta, response_of(entropy, innate_entropy), level)
 
 
-@kernel()
+@kernel(inline=True)
 def _mix(constants: Constants, theta: Theta, state: State, e: F32, row: Tape) -> None:
     """Centre a chunk and mix the memories in: x and z of a row of a tape."""
     x, z, beta = row.x, row.z, state.gains[BETA]
@@ -522,7 +526,7 @@ def _mix(constants: Constants, theta: Theta, state: State, e: F32, row: Tape) ->
             z[i] = beta * x[i]
 
 
-@kernel()
+@kernel(inline=True)
 def _read_matches(
     constants: Constants, theta: Theta, state: State, e: F32, row: Tape, scratch: Scratch
 ) -> tuple[Number, Number]:
@@ -645,7 +649,7 @@ def polynomial_columns(
     return columns
 
 
-@kernel()
+@kernel(inline=True)
 def _move_by_polynomial(
     constants: Constants,
     theta: Theta,
@@ -984,7 +988,7 @@ def _scale_row(i: int, w: F32, factor: Number) -> None:
         w[i, j] *= factor
 
 
-@kernel()
+@kernel(inline=True)
 def _after_rows(constants: Constants, theta: Theta, w: F32, norms: F32, scratch: Scratch) -> None:
     """Divide by the norms that are known only now, or note that it is to be done."""
     if constants.normalisation == COLUMN:
@@ -1009,7 +1013,7 @@ def settle(w: F32, scratch: Scratch) -> None:
     fill(scratch.inverses, _1)
 
 
-@kernel()
+@kernel(inline=True)
 def learn(
     constants: Constants,
     theta: Theta,
@@ -1038,7 +1042,7 @@ def learn(
     _after_rows(constants, theta, state.w, norms, scratch)
 
 
-@kernel()
+@kernel(inline=True)
 def _recruit(constants: Constants, theta: Theta, state: State, row: Tape, scratch: Scratch) -> None:
     """Move one column by the rule, from what was read: ``organism.cortex`` with recruitment."""
     entropy, best, beta = row.readings[0], row.readings[1], row.readings[2]
@@ -1082,7 +1086,7 @@ def next_level(constants: Constants, level: Number, response: Number, logit: Num
     return np.float32(level + constants.calibration_rate * share * (response - level))
 
 
-@kernel()
+@kernel(inline=True)
 def _age(constants: Constants, state: State, e: F32, row: Tape, logit: Number) -> None:
     """Move everything but W: memories, mean, β, the level of the readout and the step count."""
     entropy, innate_entropy = row.readings[0], row.readings[1]
@@ -1111,7 +1115,7 @@ def _age(constants: Constants, state: State, e: F32, row: Tape, logit: Number) -
     state.steps[0] += 1
 
 
-@kernel()
+@kernel(inline=True)
 def step(
     constants: Constants,
     theta: Theta,
