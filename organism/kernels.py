@@ -632,21 +632,44 @@ def polynomial_columns(
     ``(powers of w, of pre, d_hidden)``, at least three and two of them: what the synapses of a
     column share, Σ_b c_abm·u^b, with everything that is the same for all synapses folded in.
     """
-    powers_pre, powers_post, powers_w = coefficients.shape
-    rows, powers = max(powers_w, 3), max(powers_pre, 2)
+    powers_pre, _, powers_w = coefficients.shape
+    rows, powers, d_hidden = max(powers_w, 3), max(powers_pre, 2), u.shape[0]
+    wide = d_hidden - d_hidden % LANES
     fill(scratch.columns, _0)
-    columns = scratch.columns.reshape((rows, powers, u.shape[0]))
+    columns = scratch.columns.reshape((rows, powers, d_hidden))
     factor = step
     for m in range(powers_w):
         for a in range(powers_pre):
-            for b in range(powers_post - 1, -1, -1):
-                c = factor * coefficients[a, b, m]
-                for j in range(u.shape[0]):
-                    columns[m, a, j] = columns[m, a, j] * u[j] + c
+            c, column = _scaled(coefficients[a, :, m], factor), columns[m, a]
+            for j in range(0, wide, LANES):
+                _sum_powers(c, u, column, j, LANES)
+            if wide < d_hidden:
+                _sum_powers(c, u, column, wide, d_hidden - wide)
         factor *= scale
-    for j in range(u.shape[0]):
+    for j in range(d_hidden):
         columns[1, 0, j] += kept
     return columns
+
+
+@kernel(reassociate=False, inline=True)
+def _scaled(coefficients: F32, factor: Number) -> tuple[Vector, ...]:
+    """Coefficients of up to four powers, all that a rule may have, each in all lanes; else 0."""
+    count = coefficients.shape[0]
+    return (
+        spread(factor * coefficients[0]),
+        spread(factor * coefficients[1] if count > 1 else _0),
+        spread(factor * coefficients[2] if count > 2 else _0),
+        spread(factor * coefficients[3] if count > 3 else _0),
+    )
+
+
+@kernel(reassociate=False, inline=True)
+def _sum_powers(c: tuple[Vector, ...], u: F32, column: F32, j: int, lanes: int) -> None:
+    """Write Σ c_b·u^b of some columns from j on, by Horner's scheme."""
+    c0, c1, c2, c3 = c
+    x = load(u, j, lanes)
+    total = multiply_add(multiply_add(multiply_add(c3, x, c2), x, c1), x, c0)
+    store(column, j, lanes, total)
 
 
 @kernel(inline=True)
