@@ -3,7 +3,8 @@
 A message goes from the intake's queue through the journal to the learner, and its receipt to
 whoever sent it. The learner's thread recovers at start, folds commits while they are synced, and
 answers reads of the cortex between chunks, never waiting for the disk. What cannot be synced is
-unlearned, before anybody has been told of it. Knows nothing of HTTP.
+unlearned, before anybody has been told of it. A few chunks may be remembered only behind their
+receipts: who reads the memory waits for that. Knows nothing of HTTP.
 """
 
 from __future__ import annotations

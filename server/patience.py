@@ -191,9 +191,10 @@ class _Patient(HttpToolsProtocol):
         admitted = None
         if may_be_answered and not cycle.more_body:
             admitted = self.express.admit(cast(Scope, cycle.scope))
-        body, answer = bytes(cycle.body), partial(self._answer, cycle)
-        if admitted is not None and self.express.take(admitted, body, answer):
-            return admitted
+        if admitted is not None:
+            answer = partial(self._answer, cycle)
+            if self.express.take(admitted, bytes(cycle.body), answer):
+                return admitted
         super()._start_asgi_task(cycle, app)
         return None
 
