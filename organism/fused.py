@@ -137,9 +137,9 @@ def fusable(genome: Genome, constants: Sequence[Tensor | None]) -> bool:
     given = [tensor for tensor in constants if tensor is not None]
     if any(tensor.requires_grad for tensor in given):
         return False
-    single = torch.float32
     return all(
-        t.is_cpu and (t.dtype is single or not t.is_floating_point()) for t in (*theta, *given)
+        tensor.is_cpu and (tensor.dtype == torch.float32 or not tensor.is_floating_point())
+        for tensor in (*theta, *given)
     )
 
 
@@ -220,6 +220,7 @@ def _blank(config: GenomeConfig) -> Theta:
         units = -(-rule.hidden // kernels.UNIT_BLOCK) * kernels.UNIT_BLOCK
     else:
         shape = (rule.pre_exponent + 1, rule.post_exponent + 1, rule.weight_exponent + 1)
+        assert rule.post_exponent < kernels.POST_POWERS
     f = np.float32
     return Theta(np.zeros(kernels.SCALARS, f), np.zeros(shape, f), np.zeros((units, 5), f))
 

@@ -618,6 +618,10 @@ def clamped(constants: Constants, values: F32, scale: Number, out: F32) -> None:
         out[j] = -constants.post_clamp if value < -constants.post_clamp else value
 
 
+POST_POWERS = 4
+"""Powers of post, 0 among them, that a polynomial may have here."""
+
+
 @kernel()
 def polynomial_columns(
     coefficients: F32,
@@ -653,7 +657,7 @@ def polynomial_columns(
 
 @kernel(reassociate=False, inline=True)
 def _scaled(coefficients: F32, factor: Number) -> tuple[Vector, ...]:
-    """Coefficients of up to four powers, all that a rule may have, each in all lanes; else 0."""
+    """Coefficients of ``POST_POWERS`` powers, each in all lanes; 0 where there is none."""
     count = coefficients.shape[0]
     return (
         spread(factor * coefficients[0]),

@@ -404,10 +404,10 @@ class Engine:
             try:
                 outcomes = self._learner.fold(
                     commit.records,
-                    self._between,
-                    partial(self._await, commit),
-                    lambda: not commit.settled,
-                    self._observer.note,
+                    between=self._between,
+                    settled=partial(self._await, commit),
+                    has_time=lambda: not commit.settled,
+                    lived=self._observer.note,
                 )
                 self._await(commit)
             except Problem:
