@@ -31,7 +31,6 @@ from organism.kernels import (
     LOG_ALPHA,
     LOG_ENTROPY_GAIN,
     LOG_RECOVERY,
-    NONE,
     OUT_WEIGHT,
     POST_WEIGHT,
     PRE_WEIGHT,
@@ -75,7 +74,6 @@ from organism.kernels import (
     step,
     target_at,
     theta_at,
-    unit_of,
 )
 from organism.readout import DEVIATION_FLOOR, LEAST_SHARE
 from organism.simd import (
@@ -117,6 +115,11 @@ class Buffers(NamedTuple):
         over_columns: of each hidden unit of the mlp, a lane each, ``(d_in, units, LANES)``.
         times_w: the same over all synapses, times w, ``(units,)`` float64; by_post, times u.
         by_post: see above.
+        z: what g of W is still due, row by row, ``(d_in,)``: see ``_make_up``; so are factors and
+            inverses.
+        factors: see above.
+        inverses: see above.
+        products: Σ g·W of each row, with what is due, ``(d_in,)``.
     """
 
     g_z: F32
@@ -132,6 +135,10 @@ class Buffers(NamedTuple):
     over_columns: F32
     times_w: F64
     by_post: F64
+    z: F32
+    factors: F32
+    inverses: F32
+    products: F32
 
 
 class Room(NamedTuple):
@@ -166,7 +173,7 @@ def new_room(theta: Theta, d_in: int, d_hidden: int, segment: int) -> Room:
         State._make((*rest, np.empty(1, np.int64))),
         aligned((d_in, d_hidden)),
         memory_for(theta, d_in, d_hidden),
-        Buffers._make((*vectors, np.empty(units), np.empty(units))),
+        Buffers._make((*vectors, np.empty(units), np.empty(units), *aligned_parts(*(4 * [pre])))),
     )
 
 
@@ -193,6 +200,10 @@ def _borrowed_buffers(buffers: Buffers) -> Buffers:
         borrowed(buffers.over_columns),
         borrowed(buffers.times_w),
         borrowed(buffers.by_post),
+        borrowed(buffers.z),
+        borrowed(buffers.factors),
+        borrowed(buffers.inverses),
+        borrowed(buffers.products),
     )
 
 
@@ -210,47 +221,80 @@ def _through_deviation(h: F32, entropy: Number, g: Number, total: F32) -> None:
 def _through_normalisation(
     constants: Constants, w_after: F32, norms: F32, g: F32, buffers: Buffers
 ) -> None:
-    """Turn the cotangent of the normalised W into that of what was normalised, in place.
+    """Turn the cotangent of the normalised W into that of what was normalised.
 
     W' = M/(n + ε), so ∂/∂M = (g − W'·(Σ g·W')·(n + ε)/n)/(n + ε), summed over each norm's own.
+    By rows, it is left due; by columns, it is done.
     """
-    d_in, d_hidden = g.shape
-    if constants.normalisation == ROW:
-        for i in range(d_in):
-            _project(g[i], w_after[i], dot(g[i], w_after[i]), norms[i], constants.epsilon)
-    elif constants.normalisation == FROBENIUS:
-        total = 0.0
-        for i in range(d_in):
-            total += dot(g[i], w_after[i])
-        for i in range(d_in):
-            _project(g[i], w_after[i], np.float32(total), norms[0], constants.epsilon)
-    elif constants.normalisation == COLUMN:
-        sums, inverses = buffers.p, buffers.field
-        fill(sums, _0)
-        for i in range(d_in):
-            for j in range(d_hidden):
-                sums[j] += g[i, j] * w_after[i, j]
-        for j in range(d_hidden):
-            whole = norms[j] + constants.epsilon
-            inverses[j] = _1 / whole
-            sums[j] = sums[j] * whole / norms[j] if norms[j] > 0 else _0
-        for i in range(d_in):
-            for j in range(d_hidden):
-                g[i, j] = (g[i, j] - w_after[i, j] * sums[j]) * inverses[j]
+    products, factors, inverses = buffers.products, buffers.factors, buffers.inverses
+    if constants.normalisation == COLUMN:
+        _through_column_norms(constants, w_after, norms, g, buffers)
+        return
+    total = _0
+    for i in range(products.shape[0]):
+        total += products[i]
+    for i in range(products.shape[0]):
+        factors[i], inverses[i] = _0, _1
+        if constants.normalisation == ROW:
+            factors[i], inverses[i] = _shares_of(products[i], norms[i], constants.epsilon)
+        elif constants.normalisation == FROBENIUS:
+            factors[i], inverses[i] = _shares_of(total, norms[0], constants.epsilon)
 
 
 @kernel()
-def _project(g: F32, w_after: F32, total: Number, norm: Number, epsilon: Number) -> None:
+def _shares_of(total: Number, norm: Number, epsilon: Number) -> tuple[Number, Number]:
+    """What W' is multiplied by before it is taken off g, and what the rest is multiplied by."""
     whole = norm + epsilon
-    inverse, factor = _1 / whole, total * whole / norm if norm > 0 else _0
+    return total * whole / norm if norm > 0 else _0, _1 / whole
+
+
+@kernel()
+def _through_column_norms(
+    constants: Constants, w_after: F32, norms: F32, g: F32, buffers: Buffers
+) -> None:
+    """Do ``_through_normalisation`` by columns, and what was due before it."""
+    d_in, d_hidden = g.shape
+    sums, inverses, g_a = buffers.p, buffers.field, buffers.g_a
+    fill(sums, _0)
+    for i in range(d_in):
+        x = buffers.z[i]
+        for j in range(d_hidden):
+            g[i, j] += x * g_a[j]
+            sums[j] += g[i, j] * w_after[i, j]
+    for j in range(d_hidden):
+        sums[j], inverses[j] = _shares_of(sums[j], norms[j], constants.epsilon)
+    for i in range(d_in):
+        for j in range(d_hidden):
+            g[i, j] = (g[i, j] - w_after[i, j] * sums[j]) * inverses[j]
+    _settle_accounts(buffers)
+
+
+@kernel()
+def _settle_accounts(buffers: Buffers) -> None:
+    """Note that nothing is due."""
+    fill(buffers.z, _0)
+    fill(buffers.factors, _0)
+    fill(buffers.inverses, _1)
+
+
+@kernel()
+def _make_up(x: Number, factor: Number, inverse: Number, w_after: F32, g_a: F32, g: F32) -> None:
+    """Do to a row of g, or to a part of it, what is due: (g + z·g_a − factor·W')·inverse.
+
+    The first is what reading adds, the rest what a norm does: whoever passes over the row next does
+    both, in the nearest cache.
+    """
+    if x == 0 and factor == 0 and inverse == 1:
+        return
     for j in range(g.shape[0]):
-        g[j] = (g[j] - w_after[j] * factor) * inverse
+        g[j] = (g[j] + x * g_a[j] - factor * w_after[j]) * inverse
 
 
 @kernel()
 def _through_polynomial(
     theta: Theta,
     w: F32,
+    w_after: F32,
     pre: F32,
     u: F32,
     scale: Number,
@@ -274,10 +318,12 @@ def _through_polynomial(
     fill(buffers.sums, _0)
     sums = buffers.sums.reshape(columns.shape)
     if is_bilinear(theta):
-        through_w = _through_bilinear(columns, pre, scale, step_size, kept, w, g, g_pre, sums)
+        through_w = _through_bilinear(
+            columns, pre, scale, step_size, kept, w, w_after, g, g_pre, sums, buffers
+        )
     else:
         through_w = _through_general(
-            columns, pre, scale, step_size, kept, w, g, g_pre, sums, buffers
+            columns, pre, scale, step_size, kept, w, w_after, g, g_pre, sums, buffers
         )
     through = _through_columns(theta.coefficients, sums, u, step_size, g_u, buffers.p, gradient)
     return through, through_w
@@ -291,14 +337,18 @@ def _through_bilinear(
     step_size: Number,
     kept: Number,
     w: F32,
+    w_after: F32,
     g: F32,
     g_pre: F32,
     sums: F32,
+    buffers: Buffers,
 ) -> Number:
     """Go back through the rows of a polynomial up to pre¹·w²; return Σ g·w·∂G/∂w."""
-    through_w = 0.0
+    due_z, factors, inverses = buffers.z, buffers.factors, buffers.inverses
+    g_a, products, through_w = buffers.g_a, buffers.products, 0.0
     for i in range(w.shape[0]):
-        x, g_x, along = pre[i], _0, _0
+        _make_up(due_z[i], factors[i], inverses[i], w_after[i], g_a, g[i])
+        x, g_x, along, product = pre[i], _0, _0, _0
         for j in range(w.shape[1]):
             f1 = columns[1, 0, j] + x * columns[1, 1, j]
             f2 = columns[2, 0, j] + x * columns[2, 1, j]
@@ -316,6 +366,8 @@ def _through_bilinear(
             g_x += p0 * columns[0, 1, j] + p1 * columns[1, 1, j] + p2 * columns[2, 1, j]
             along += p1 * slope
             g[i, j] = p0 * (kept + step_size * scale * slope)
+            product += g[i, j] * w[i, j]
+        products[i] = product
         g_pre[i] = step_size * g_x
         through_w += along
     return through_w
@@ -329,6 +381,7 @@ def _through_general(
     step_size: Number,
     kept: Number,
     w: F32,
+    w_after: F32,
     g: F32,
     g_pre: F32,
     sums: F32,
@@ -337,8 +390,10 @@ def _through_general(
     """As ``_through_bilinear``, for any exponents."""
     powers_w, powers_pre, d_hidden = columns.shape
     p, field, slope = buffers.p, buffers.field, buffers.g_w
-    through_w = 0.0
+    due_z, factors, inverses = buffers.z, buffers.factors, buffers.inverses
+    g_a, products, through_w = buffers.g_a, buffers.products, 0.0
     for i in range(w.shape[0]):
+        _make_up(due_z[i], factors[i], inverses[i], w_after[i], g_a, g[i])
         x, g_x, along = pre[i], _0, _0
         fill(slope, _0)
         for m in range(powers_w - 1, 0, -1):
@@ -361,6 +416,7 @@ def _through_general(
         for j in range(d_hidden):
             along += g[i, j] * slope[j] * scale * w[i, j]
             g[i, j] *= kept + step_size * scale * slope[j]
+        products[i] = dot(g[i], w[i])
         g_pre[i] = step_size * g_x
         through_w += along
     return through_w
@@ -400,6 +456,7 @@ def _through_columns(
 def _through_mlp(
     theta: Theta,
     w: F32,
+    w_after: F32,
     pre: F32,
     u: F32,
     scale: Number,
@@ -428,6 +485,7 @@ def _through_mlp(
             store(over_columns, (i, k, 0), LANES, spread(0))
     fill(g_u, _0)
     fill(g_pre, _0)
+    fill(buffers.products, _0)
     g_b2, through_w = 0.0, 0.0
     for first in range(0, d_hidden, _PANEL):
         last = min(first + _PANEL, d_hidden)
@@ -436,6 +494,7 @@ def _through_mlp(
             first,
             last,
             w,
+            w_after,
             pre,
             u,
             scale,
@@ -460,6 +519,7 @@ def _through_panel(
     first: int,
     last: int,
     w: F32,
+    w_after: F32,
     pre: F32,
     u: F32,
     scale: Number,
@@ -479,10 +539,12 @@ def _through_panel(
     units, width, count = theta.units, last - first, theta.units.shape[0]
     u, g_u = u[first:last], g_u[first:last]
     g_w, g_w_below = buffers.g_w[:width], buffers.g_w_below[:width]
-    columns = mlp_columns(units, u, scratch)
+    columns = mlp_columns(units, u, width, scratch)[0]
     sums = buffers.sums[: count * width]
     fill(sums, _0)
     over_rows, over_columns = sums.reshape((count, width)), buffers.over_columns
+    due_z, factors, inverses = buffers.z, buffers.factors, buffers.inverses
+    g_a, products = buffers.g_a[first:last], buffers.products
     g_b2, through_w = 0.0, 0.0
     for i in range(0, w.shape[0], 2):
         below = min(i + 1, w.shape[0] - 1)
@@ -491,6 +553,11 @@ def _through_panel(
         if below == i:
             gb = buffers.nothing[:width]
             fill(gb, _0)
+        _make_up(due_z[i], factors[i], inverses[i], w_after[i, first:last], g_a, gi)
+        if below > i:
+            _make_up(
+                due_z[below], factors[below], inverses[below], w_after[below, first:last], g_a, gb
+            )
         _through_two_rows(
             units,
             x,
@@ -508,14 +575,19 @@ def _through_panel(
             over_columns[below],
             buffers.times_w,
         )
-        total, along = _0, _0
+        total, along, product, product_below = _0, _0, _0, _0
         for j in range(width):
             total += gi[j] + gb[j]
             along += g_w[j] * wi[j] + g_w_below[j] * wb[j]
             gi[j] = kept * gi[j] + step_size * g_w[j]
             gb[j] = kept * gb[j] + step_size * g_w_below[j]
+            product += gi[j] * wi[j]
+            product_below += gb[j] * wb[j]
         g_b2 += total
         through_w += along
+        products[i] += product
+        if below > i:
+            products[below] += product_below
     for k in range(count):
         c, by_post = step_size * units[k, OUT_WEIGHT], dot(over_rows[k], u)
         gradient.units[k, POST_WEIGHT] += c * by_post
@@ -544,69 +616,61 @@ def _through_two_rows(
     over_columns_below: F32,
     times_w: F64,
 ) -> None:
-    """Go back through all units in two rows of a panel, two units a loop."""
-    width, none = wi.shape[0], spread(0)
+    """Go back through all units in two rows of a panel."""
+    width = wi.shape[0]
     wide = width - width % LANES
     fill(g_w, _0)
     fill(g_w_below, _0)
-    for k in range(0, units.shape[0], 2):
-        first, second = unit_of(units, k, x, y, scale), unit_of(units, k + 1, x, y, scale)
-        here = there = none, none, none
-        for j in range(0, wide, LANES):
-            here, there = _through_both(
-                first,
-                second,
-                k,
-                wi,
-                wb,
-                gi,
-                gb,
-                g_w,
-                g_w_below,
-                columns,
-                over_rows,
-                here,
-                there,
-                j,
-                LANES,
-            )
-        if wide < width:
-            here, there = _through_both(
-                first,
-                second,
-                k,
-                wi,
-                wb,
-                gi,
-                gb,
-                g_w,
-                g_w_below,
-                columns,
-                over_rows,
-                here,
-                there,
-                wide,
-                width - wide,
-            )
-        _note(here, k, over_columns, over_columns_below)
-        _note(there, k + 1, over_columns, over_columns_below)
-        times_w[k] += scale * total_of(here[2])
-        times_w[k + 1] += scale * total_of(there[2])
+    if wide:
+        _through_lanes(
+            units,
+            x,
+            y,
+            scale,
+            wi,
+            wb,
+            gi,
+            gb,
+            g_w,
+            g_w_below,
+            columns,
+            over_rows,
+            over_columns,
+            over_columns_below,
+            times_w,
+            0,
+            wide,
+            LANES,
+        )
+    if wide < width:
+        _through_lanes(
+            units,
+            x,
+            y,
+            scale,
+            wi,
+            wb,
+            gi,
+            gb,
+            g_w,
+            g_w_below,
+            columns,
+            over_rows,
+            over_columns,
+            over_columns_below,
+            times_w,
+            wide,
+            width,
+            width - wide,
+        )
 
 
 @kernel(reassociate=False, inline=True)
-def _note(sums: tuple[Vector, Vector, Vector], k: int, over: F32, over_below: F32) -> None:
-    """Add what a unit was on for in two rows of a panel to that of the panels before."""
-    total, total_below, _ = sums
-    store(over, (k, 0), LANES, load(over, (k, 0), LANES) + total)
-    store(over_below, (k, 0), LANES, load(over_below, (k, 0), LANES) + total_below)
-
-
-@kernel(reassociate=False, inline=True)
-def _through_both(
-    first: tuple[Vector, ...],
-    second: tuple[Vector, ...],
-    k: int,
+def _through_lanes(
+    units: F32,
+    x: Number,
+    y: Number,
+    scale: Number,
     wi: F32,
     wb: F32,
     gi: F32,
@@ -615,50 +679,86 @@ def _through_both(
     g_w_below: F32,
     columns: F32,
     over_rows: F32,
-    here: tuple[Vector, Vector, Vector],
-    there: tuple[Vector, Vector, Vector],
-    j: int,
+    over_columns: F32,
+    over_columns_below: F32,
+    times_w: F64,
+    start: int,
+    stop: int,
     lanes: int,
-) -> tuple[tuple[Vector, Vector, Vector], tuple[Vector, Vector, Vector]]:
-    """Do ``_through_two_rows`` for two units and a vector's worth, from j on."""
-    w, g = (load(wi, j, lanes), load(wb, j, lanes)), (load(gi, j, lanes), load(gb, j, lanes))
-    totals = load(g_w, j, lanes), load(g_w_below, j, lanes)
-    here, totals = _through_unit(first, k, w, g, totals, columns, over_rows, here, j, lanes)
-    there, totals = _through_unit(second, k + 1, w, g, totals, columns, over_rows, there, j, lanes)
-    store(g_w, j, lanes, totals[0])
-    store(g_w_below, j, lanes, totals[1])
-    return here, there
+) -> None:
+    """Do ``_through_two_rows`` from column start to before stop, two units a loop.
+
+    Row by row, and each loop with sums of its own: that takes the fewest registers.
+    """
+    for k in range(0, units.shape[0], 2):
+        a, slope_a, onset_a, onset_a_below = _unit_of(units, k, x, y, scale)
+        b, slope_b, onset_b, onset_b_below = _unit_of(units, k + 1, x, y, scale)
+        sum_a = sum_b = sum_a_below = sum_b_below = times_a = times_b = spread(0)
+        for j in range(start, stop, lanes):
+            column_a, column_b = load(columns, (k, j), lanes), load(columns, (k + 1, j), lanes)
+            over_a, over_b = load(over_rows, (k, j), lanes), load(over_rows, (k + 1, j), lanes)
+            w, g, total = load(wi, j, lanes), load(gi, j, lanes), load(g_w, j, lanes)
+            over_a, sum_a, times_a, total = _through_unit(
+                a, slope_a, onset_a, column_a, w, g, over_a, sum_a, times_a, total
+            )
+            over_b, sum_b, times_b, total = _through_unit(
+                b, slope_b, onset_b, column_b, w, g, over_b, sum_b, times_b, total
+            )
+            store(g_w, j, lanes, total)
+            w, g, total = load(wb, j, lanes), load(gb, j, lanes), load(g_w_below, j, lanes)
+            over_a, sum_a_below, times_a, total = _through_unit(
+                a, slope_a, onset_a_below, column_a, w, g, over_a, sum_a_below, times_a, total
+            )
+            over_b, sum_b_below, times_b, total = _through_unit(
+                b, slope_b, onset_b_below, column_b, w, g, over_b, sum_b_below, times_b, total
+            )
+            store(g_w_below, j, lanes, total)
+            store(over_rows, (k, j), lanes, over_a)
+            store(over_rows, (k + 1, j), lanes, over_b)
+        _add(sum_a, over_columns, k)
+        _add(sum_b, over_columns, k + 1)
+        _add(sum_a_below, over_columns_below, k)
+        _add(sum_b_below, over_columns_below, k + 1)
+        times_w[k] += scale * total_of(times_a)
+        times_w[k + 1] += scale * total_of(times_b)
+
+
+@kernel(reassociate=False, inline=True)
+def _unit_of(
+    units: F32, k: int, x: Number, y: Number, scale: Number
+) -> tuple[Vector, Vector, Vector, Vector]:
+    """What a unit multiplies w by, its slope in w, and where it sets in, row by row."""
+    a, weight = spread(units[k, W_WEIGHT] * scale), -units[k, PRE_WEIGHT]
+    return a, a * spread(units[k, OUT_WEIGHT]), spread(weight * x), spread(weight * y)
+
+
+@kernel(reassociate=False, inline=True)
+def _add(vector: Vector, to: F32, k: int) -> None:
+    """Add to what a unit has come to, lane by lane."""
+    store(to, (k, 0), LANES, load(to, (k, 0), LANES) + vector)
 
 
 @kernel(reassociate=False, inline=True)
 def _through_unit(
-    unit: tuple[Vector, ...],
-    k: int,
-    w: tuple[Vector, Vector],
-    g: tuple[Vector, Vector],
-    g_w: tuple[Vector, Vector],
-    columns: F32,
-    over_rows: F32,
-    sums: tuple[Vector, Vector, Vector],
-    j: int,
-    lanes: int,
-) -> tuple[tuple[Vector, Vector, Vector], tuple[Vector, Vector]]:
-    """Where a unit is on, sum g up: over both rows, along each, times w, and times its slope."""
-    a, c, onset, onset_below = unit
-    total, total_below, times = sums
-    column, slope = load(columns, (k, j), lanes), c * a
-    t, t_below = multiply_add(a, w[0], column), multiply_add(a, w[1], column)
-    over = add_where(t, onset, load(over_rows, (k, j), lanes), g[0])
-    store(over_rows, (k, j), lanes, add_where(t_below, onset_below, over, g[1]))
-    total = add_where(t, onset, total, g[0])
-    total_below = add_where(t_below, onset_below, total_below, g[1])
-    times = multiply_add_where(t, onset, g[0], w[0], times)
-    times = multiply_add_where(t_below, onset_below, g[1], w[1], times)
-    g_w = (
-        multiply_add_where(t, onset, g[0], slope, g_w[0]),
-        multiply_add_where(t_below, onset_below, g[1], slope, g_w[1]),
+    a: Vector,
+    slope: Vector,
+    onset: Vector,
+    column: Vector,
+    w: Vector,
+    g: Vector,
+    over: Vector,
+    along: Vector,
+    times: Vector,
+    g_w: Vector,
+) -> tuple[Vector, Vector, Vector, Vector]:
+    """Where a unit is on, sum g up: over rows, along the row, times w, and times its slope."""
+    t = multiply_add(a, w, column)
+    return (
+        add_where(t, onset, over, g),
+        add_where(t, onset, along, g),
+        multiply_add_where(t, onset, g, w, times),
+        multiply_add_where(t, onset, g, slope, g_w),
     )
-    return (total, total_below, times), g_w
 
 
 @kernel()
@@ -699,13 +799,14 @@ def _through_rms(values: F32, scale: Number, g: F32) -> None:
 
 
 @kernel()
-def _through_scale_of_w(w: F32, scale: Number, g_scale: Number, g: F32) -> None:
-    """Add g_scale·∂(1/rms(W))/∂W to g."""
+def _through_scale_of_w(w: F32, scale: Number, g_scale: Number, g: F32, products: F32) -> None:
+    """Add g_scale·∂(1/rms(W))/∂W to g, and to its products with W."""
     if scale < _UNIT_RMS_CEILING:
         factor = np.float32(-g_scale * scale * scale * scale / w.size)
         for i in range(w.shape[0]):
             for j in range(w.shape[1]):
                 g[i, j] += factor * w[i, j]
+            products[i] += factor * dot(w[i], w[i])
 
 
 @kernel()
@@ -751,24 +852,55 @@ def _through_learning(
         pre[i] = pre_scale * z[i]
     clamped(constants, post, post_scale, u)
     alpha, kappa = rate_of(constants, entropy), constants.kappa
-    if constants.normalisation != NONE:
-        _through_normalisation(constants, w_after, row.norms, g, buffers)
+    _through_normalisation(constants, w_after, row.norms, g, buffers)
     if kappa:
+        due_z, factors, inverses, g_a = buffers.z, buffers.factors, buffers.inverses, buffers.g_a
+        for i in range(w.shape[0]):
+            _make_up(due_z[i], factors[i], inverses[i], w_after[i], g_a, g[i])
+        _settle_accounts(buffers)
         gradient.scalars[LOG_RECOVERY] += kappa * _through_recovery(w, innate, g)
     step_size, kept = alpha / scale, _1 - kappa
     if theta.units.shape[0]:
         through, through_w = _through_mlp(
-            theta, w, pre, u, scale, step_size, kept, g, g_z, g_post, gradient, scratch, buffers
+            theta,
+            w,
+            w_after,
+            pre,
+            u,
+            scale,
+            step_size,
+            kept,
+            g,
+            g_z,
+            g_post,
+            gradient,
+            scratch,
+            buffers,
         )
     else:
         through, through_w = _through_polynomial(
-            theta, w, pre, u, scale, step_size, kept, g, g_z, g_post, gradient, scratch, buffers
+            theta,
+            w,
+            w_after,
+            pre,
+            u,
+            scale,
+            step_size,
+            kept,
+            g,
+            g_z,
+            g_post,
+            gradient,
+            scratch,
+            buffers,
         )
     for j in range(d_hidden):
         if abs(post[j] * post_scale) > constants.post_clamp:
             g_post[j] = _0
     if constants.scaling == RMS:
-        _through_scale_of_w(w, scale, step_size / scale * (through_w - through), g)
+        _through_scale_of_w(
+            w, scale, step_size / scale * (through_w - through), g, buffers.products
+        )
         _through_rms(z, pre_scale, g_z)
         _through_rms(post, post_scale, g_post)
     else:
@@ -814,15 +946,14 @@ def _through_readout(
 
 @kernel()
 def _through_reading(
-    innate: F32, w: F32, z: F32, g_a: F32, g_innate_a: F32, g: F32, g_z: F32
+    innate: F32, w: F32, z: F32, g_a: F32, g_innate_a: F32, g_z: F32, buffers: Buffers
 ) -> None:
-    """Go back through a = zW and a₀ = zW₀."""
+    """Go back through a = zW and a₀ = zW₀; z·g_a, that of W, is left due."""
     for i in range(w.shape[0]):
-        x, along = z[i], _0
-        for j in range(w.shape[1]):
-            g[i, j] += x * g_a[j]
-            along += g_a[j] * w[i, j]
+        along = dot(g_a, w[i])
         g_z[i] += along
+        buffers.z[i] = z[i]
+        buffers.products[i] += z[i] * along
     # Few losses ask what the innate weights answered: a pass less over them.
     if dot(g_innate_a, g_innate_a) != 0:
         for i in range(w.shape[0]):
@@ -894,7 +1025,7 @@ def _through_step(
     for j in range(h.shape[0]):
         g_a[j] *= _1 - h[j] * h[j]
         g_innate_a[j] *= _1 - innate_h[j] * innate_h[j]
-    _through_reading(innate, w, row.z, g_a, g_innate_a, g.w, g_z)
+    _through_reading(innate, w, row.z, g_a, g_innate_a, g_z, buffers)
     if constants.memory:
         _through_memory(constants, theta, row, g_z, g, gradient)
 
@@ -981,6 +1112,10 @@ def pull_back(
     scratch, _ = laid_out(room.memory, innate.shape[0], innate.shape[1])
     copy_matrix(g.w, room.g_w)
     g = _with(room.g_w, g)
+    _settle_accounts(room.buffers)
+    fill(room.buffers.g_a, _0)
+    for i in range(end.shape[0]):
+        room.buffers.products[i] = dot(g.w[i], end[i])
     for k in range((steps - 1) // segment, -1, -1):
         first, count = k * segment, min(segment, steps - k * segment)
         _live_again(

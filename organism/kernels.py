@@ -209,7 +209,7 @@ class Scratch(NamedTuple):
         inverses: what W's columns are still to be multiplied by, ``(d_hidden,)``.
         pre: z as the rule sees it, ``(d_in,)``.
         column: one of W, ``(d_in,)``.
-        columns: what a rule needs of each column, a multiple of d_hidden.
+        columns: what a rule needs of each column, and a hidden unit of each row.
     """
 
     post: F32
@@ -224,12 +224,17 @@ class Scratch(NamedTuple):
 
 _SCRATCH_ROWS, _TAPE_ROWS = 7, 8
 _LINE = 16  # floats of a cache line
+# The mlp moves so many columns of two rows at once: what they add up to stays in registers.
+_BLOCK = 2 * LANES
+_UNIT_NUMBERS = 4
 
 
 def memory_for(theta: Theta, d_in: int, d_hidden: int) -> F32:
     """Make room for what a lifetime writes on from step to step; see ``laid_out``."""
     width = -(-max(d_in, d_hidden) // _LINE) * _LINE
-    return aligned(((_SCRATCH_ROWS + _TAPE_ROWS) * width + column_count(theta) * d_hidden,))
+    columns = column_count(theta) * -(-d_hidden // _BLOCK) * _BLOCK
+    units = _UNIT_NUMBERS * theta.units.shape[-2]
+    return aligned(((_SCRATCH_ROWS + _TAPE_ROWS) * width + columns + units,))
 
 
 def column_count(theta: Theta) -> int:
@@ -639,8 +644,9 @@ def polynomial_columns(
     powers_pre, _, powers_w = coefficients.shape
     rows, powers, d_hidden = max(powers_w, 3), max(powers_pre, 2), u.shape[0]
     wide = d_hidden - d_hidden % LANES
-    fill(scratch.columns, _0)
-    columns = scratch.columns.reshape((rows, powers, d_hidden))
+    flat = scratch.columns[: rows * powers * d_hidden]
+    fill(flat, _0)
+    columns = flat.reshape((rows, powers, d_hidden))
     factor = step
     for m in range(powers_w):
         for a in range(powers_pre):
@@ -843,15 +849,28 @@ def row_field(columns: F32, m: int, x: Number, field: F32) -> None:
 
 
 @kernel()
-def mlp_columns(units: F32, u: F32, scratch: Scratch) -> F32:
-    """w₁ₖ·u + bₖ, ``(units, d_hidden)``: what a column's synapses share in each hidden unit."""
-    size = units.shape[0] * u.shape[0]
-    columns = scratch.columns[:size].reshape((units.shape[0], u.shape[0]))
-    for k in range(units.shape[0]):
-        weight, bias = units[k, POST_WEIGHT], units[k, BIAS]
-        for j in range(u.shape[0]):
-            columns[k, j] = weight * u[j] + bias
+def mlp_columns(units: F32, u: F32, width: int, scratch: Scratch) -> F32:
+    """w₁ₖ·u + bₖ, ``(blocks, units, width)``: what a column's synapses share in each hidden unit.
+
+    Block by block of so many columns; of the last, those that are not there are left unwritten.
+    """
+    count, d_hidden = units.shape[0], u.shape[0]
+    blocks, wide = -(-d_hidden // width), d_hidden - d_hidden % LANES
+    columns = scratch.columns[: blocks * count * width].reshape((blocks, count, width))
+    for j in range(0, wide, LANES):
+        _write_columns(units, u, columns, j, LANES)
+    if wide < d_hidden:
+        _write_columns(units, u, columns, wide, d_hidden - wide)
     return columns
+
+
+@kernel(reassociate=False, inline=True)
+def _write_columns(units: F32, u: F32, columns: F32, j: int, lanes: int) -> None:
+    """Do ``mlp_columns`` for a vector's worth, from j on."""
+    block, x = j // columns.shape[2], load(u, j, lanes)
+    for k in range(units.shape[0]):
+        shared = multiply_add(spread(units[k, POST_WEIGHT]), x, spread(units[k, BIAS]))
+        store(columns, (block, k, j % columns.shape[2]), lanes, shared)
 
 
 @kernel()
@@ -868,124 +887,110 @@ def _move_by_mlp(
 ) -> None:
     """W ← W + α·G(pre, u, W) + κ(W₀ − W), and what its normalisation needs; two rows a loop."""
     units = theta.units
-    columns = mlp_columns(units, scratch.u, scratch)
-    total, total_below = scratch.total, scratch.field
+    columns = mlp_columns(units, scratch.u, _BLOCK, scratch)
+    numbers = scratch.columns[-_UNIT_NUMBERS * units.shape[0] :].reshape((-1, _UNIT_NUMBERS))
     step, kappa, d_in = alpha / scale, constants.kappa, w.shape[0]
     for i in range(0, d_in, 2):
         below = min(i + 1, d_in - 1)
-        _rule_of_two_rows(
-            units, theta.scalars[B2], pre[i], pre[below], scale, columns, w, i, total, total_below
-        )
-        _move_row(step, kappa, innate, total, i, w)
-        _after_row(constants, i, w, norms)
+        starts = _starts_of(units, theta.scalars[B2], scale, pre[i], pre[below], numbers)
+        _move_two_rows(numbers, columns, w, i, below, starts, step, _1 - kappa)
+        _finish_row(constants, kappa, innate, i, w, norms)
         if below > i:
-            _move_row(step, kappa, innate, total_below, below, w)
-            _after_row(constants, below, w, norms)
+            _finish_row(constants, kappa, innate, below, w, norms)
 
 
 @kernel()
-def _move_row(step: Number, kappa: Number, innate: F32, total: F32, i: int, w: F32) -> None:
-    """Move a row by what its rule came to, and back towards W₀."""
+def _finish_row(
+    constants: Constants, kappa: Number, innate: F32, i: int, w: F32, norms: F32
+) -> None:
     if kappa:
         for j in range(w.shape[1]):
-            w[i, j] += step * total[j] + kappa * (innate[i, j] - w[i, j])
-    else:
-        for j in range(w.shape[1]):
-            w[i, j] += step * total[j]
+            w[i, j] += kappa * innate[i, j]
+    _after_row(constants, i, w, norms)
 
 
-@kernel()
-def _rule_of_two_rows(
-    units: F32,
-    base: Number,
-    pre: Number,
-    pre_below: Number,
-    scale: Number,
+@kernel(reassociate=False)
+def _move_two_rows(
+    numbers: F32,
     columns: F32,
-    w: F32,
-    i: int,
-    total: F32,
-    total_below: F32,
-) -> None:
-    """G of row i and of the one below, or, of the last row, of itself twice.
-
-    relu(s + t) = max(t, −s) + s, with s of the row and t = w₁·w + column: the sum over units of
-    the second s is one number a row, so that a unit costs a synapse no addition.
-    """
-    below, d_hidden = min(i + 1, w.shape[0] - 1), w.shape[1]
-    wide = d_hidden - d_hidden % LANES
-    start, start_below = base, base
-    for k in range(units.shape[0]):
-        start += units[k, OUT_WEIGHT] * units[k, PRE_WEIGHT] * pre
-        start_below += units[k, OUT_WEIGHT] * units[k, PRE_WEIGHT] * pre_below
-    fill(total, start)
-    fill(total_below, start_below)
-    for k in range(0, units.shape[0], UNIT_BLOCK):
-        units_of = (
-            unit_of(units, k, pre, pre_below, scale),
-            unit_of(units, k + 1, pre, pre_below, scale),
-            unit_of(units, k + 2, pre, pre_below, scale),
-            unit_of(units, k + 3, pre, pre_below, scale),
-        )
-        for j in range(0, wide, LANES):
-            _add_units(units_of, columns, k, w, i, below, total, total_below, j, LANES)
-        if wide < d_hidden:
-            lanes = d_hidden - wide
-            _add_units(units_of, columns, k, w, i, below, total, total_below, wide, lanes)
-
-
-@kernel(reassociate=False, inline=True)
-def unit_of(
-    units: F32, k: int, pre: Number, pre_below: Number, scale: Number
-) -> tuple[Vector, Vector, Vector, Vector]:
-    """What a unit multiplies w and its own answer by, and where it sets in, row by row."""
-    weight = -units[k, PRE_WEIGHT]
-    return (
-        spread(units[k, W_WEIGHT] * scale),
-        spread(units[k, OUT_WEIGHT]),
-        spread(weight * pre),
-        spread(weight * pre_below),
-    )
-
-
-@kernel(reassociate=False, inline=True)
-def _add_units(
-    units: tuple[tuple[Vector, ...], ...],
-    columns: F32,
-    k: int,
     w: F32,
     i: int,
     below: int,
-    total: F32,
-    total_below: F32,
-    j: int,
-    lanes: int,
+    starts: tuple[Number, Number],
+    step: Number,
+    kept: Number,
 ) -> None:
-    """Add what some units answer, for a vector's worth of two rows from j on."""
-    first, second, third, fourth = units
-    here, under = load(w, (i, j), lanes), load(w, (below, j), lanes)
-    totals = load(total, j, lanes), load(total_below, j, lanes)
-    totals = _add_unit(first, load(columns, (k, j), lanes), here, under, totals)
-    totals = _add_unit(second, load(columns, (k + 1, j), lanes), here, under, totals)
-    totals = _add_unit(third, load(columns, (k + 2, j), lanes), here, under, totals)
-    totals = _add_unit(fourth, load(columns, (k + 3, j), lanes), here, under, totals)
-    store(total, j, lanes, totals[0])
-    store(total_below, j, lanes, totals[1])
+    d_hidden = w.shape[1]
+    rows = (i, below)
+    blocks = d_hidden // _BLOCK
+    for b in range(blocks):
+        _move_block(numbers, columns, w, rows, starts, step, kept, b, LANES, LANES)
+    if d_hidden % _BLOCK:
+        first = min(LANES, d_hidden % _BLOCK)
+        second = d_hidden % _BLOCK - first
+        _move_block(numbers, columns, w, rows, starts, step, kept, blocks, first, second)
+
+
+@kernel()
+def _starts_of(
+    units: F32, base: Number, scale: Number, pre: Number, pre_below: Number, numbers: F32
+) -> tuple[Number, Number]:
+    """Write down what two rows need of each unit; return what G starts from in each.
+
+    relu(s + t) = max(t, −s) + s, with s of the row and t = w₁·w + column: the sum over units of
+    the second s is one number a row, so that a unit costs a synapse no addition. Of a unit, the
+    numbers are what it multiplies w and its own answer by, and where it sets in, row by row.
+    """
+    start, start_below = base, base
+    for k in range(units.shape[0]):
+        weight, out = units[k, PRE_WEIGHT], units[k, OUT_WEIGHT]
+        start += out * weight * pre
+        start_below += out * weight * pre_below
+        numbers[k, 0] = units[k, W_WEIGHT] * scale
+        numbers[k, 1] = out
+        numbers[k, 2] = -weight * pre
+        numbers[k, 3] = -weight * pre_below
+    return start, start_below
 
 
 @kernel(reassociate=False, inline=True)
-def _add_unit(
-    unit: tuple[Vector, ...],
-    column: Vector,
-    here: Vector,
-    under: Vector,
-    totals: tuple[Vector, Vector],
-) -> tuple[Vector, Vector]:
-    """Add what one unit answers to two rows. What is not a number stays so."""
-    a, c, onset, onset_below = unit
-    answer = larger(onset, multiply_add(a, here, column))
-    answer_below = larger(onset_below, multiply_add(a, under, column))
-    return multiply_add(c, answer, totals[0]), multiply_add(c, answer_below, totals[1])
+def _move_block(
+    numbers: F32,
+    columns: F32,
+    w: F32,
+    rows: tuple[int, int],
+    starts: tuple[Number, Number],
+    step: Number,
+    kept: Number,
+    block: int,
+    first: int,
+    second: int,
+) -> None:
+    """Move a block of two rows, or, of an odd last row, of itself twice: so many real lanes.
+
+    What is not a number stays so.
+    """
+    (i, below), (start, start_below), j = rows, starts, block * _BLOCK
+    w0, w1 = load(w, (i, j), first), load(w, (i, j + LANES), second)
+    v0, v1 = load(w, (below, j), first), load(w, (below, j + LANES), second)
+    g0 = g1 = spread(start)
+    f0 = f1 = spread(start_below)
+    for k in range(numbers.shape[0]):
+        a, c = spread(numbers[k, 0]), spread(numbers[k, 1])
+        onset, onset_below = spread(numbers[k, 2]), spread(numbers[k, 3])
+        column, next_column = (
+            load(columns, (block, k, 0), LANES),
+            load(columns, (block, k, LANES), LANES),
+        )
+        g0 = multiply_add(c, larger(onset, multiply_add(a, w0, column)), g0)
+        g1 = multiply_add(c, larger(onset, multiply_add(a, w1, next_column)), g1)
+        f0 = multiply_add(c, larger(onset_below, multiply_add(a, v0, column)), f0)
+        f1 = multiply_add(c, larger(onset_below, multiply_add(a, v1, next_column)), f1)
+    size, rest = spread(step), spread(kept)
+    store(w, (i, j), first, multiply_add(size, g0, rest * w0))
+    store(w, (i, j + LANES), second, multiply_add(size, g1, rest * w1))
+    store(w, (below, j), first, multiply_add(size, f0, rest * v0))
+    store(w, (below, j + LANES), second, multiply_add(size, f1, rest * v1))
 
 
 @kernel()
