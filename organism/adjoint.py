@@ -962,12 +962,11 @@ def _through_reading(
 
 @kernel()
 def _through_memory(
-    constants: Constants, theta: Theta, row: Tape, g_z: F32, g: State, gradient: Theta
+    theta: Theta, row: Tape, short: Number, long: Number, g_z: F32, g: State, gradient: Theta
 ) -> None:
-    """Go back through mixing and memories."""
+    """Go back through mixing, and through memories of these decays; 1: nothing moves them."""
     beta = row.readings[2]
     c1, c2 = theta.scalars[C1], theta.scalars[C2]
-    short, long = constants.short_term_decay, constants.long_term_decay
     x, short_term, long_term = row.x, row.short_term, row.long_term
     for i in range(g_z.shape[0]):
         g_mixed = beta * g_z[i] + (_1 - short) * g.short_term[i] + (_1 - long) * g.long_term[i]
@@ -1027,7 +1026,31 @@ def _through_step(
         g_innate_a[j] *= _1 - innate_h[j] * innate_h[j]
     _through_reading(innate, w, row.z, g_a, g_innate_a, g_z, buffers)
     if constants.memory:
-        _through_memory(constants, theta, row, g_z, g, gradient)
+        short, long = constants.short_term_decay, constants.long_term_decay
+        _through_memory(theta, row, short, long, g_z, g, gradient)
+
+
+@kernel()
+def _through_answer(
+    constants: Constants,
+    theta: Theta,
+    innate: F32,
+    end: F32,
+    row: Tape,
+    g_answer: F32,
+    g: State,
+    gradient: Theta,
+    buffers: Buffers,
+) -> None:
+    """Go back through ``kernels.respond``, as through a step that reads and no more."""
+    g_z, g_a, g_innate_a, h = buffers.g_z, buffers.g_a, buffers.g_innate_a, row.h
+    fill(g_z, _0)
+    fill(g_innate_a, _0)
+    for j in range(h.shape[0]):
+        g_a[j] = g_answer[j] * (_1 - h[j] * h[j])
+    _through_reading(innate, end, row.z, g_a, g_innate_a, g_z, buffers)
+    if constants.memory:
+        _through_memory(theta, row, _1, _1, g_z, g, gradient)
 
 
 @kernel()
@@ -1086,6 +1109,7 @@ def pull_back(
     end: F32,
     g_entropy: F32,
     g_logit: F32,
+    g_answer: F32,
     g: State,
     gradient: Theta,
     room: Room,
@@ -1099,23 +1123,41 @@ def pull_back(
         inputs: see above.
         lessons: see above.
         segment: at least 1.
-        checkpoints: as ``live`` left them; so are lasts.
+        checkpoints: as ``live`` left them; so are lasts, and ``respond`` the last of these.
         lasts: see above.
         end: W after the last step.
         g_entropy: cotangent of each step's H, ``(steps,)``.
         g_logit: cotangent of each step's log-odds, ``(steps,)``.
-        g: cotangent of the last state; its vectors are written on. Mean, β and steps take no part.
+        g_answer: cotangent of the answer, ``(d_hidden,)``, or ``(0,)``: none was asked for.
+        g: cotangent of the last state; its vectors are written on. Mean, β and steps take no part;
+            nor does W where it has no rows.
         gradient: float64, as θ; added to.
         room: for a segment of this genome.
     """
     steps = inputs.shape[0]
     scratch, _ = laid_out(room.memory, innate.shape[0], innate.shape[1])
-    copy_matrix(g.w, room.g_w)
-    g = _with(room.g_w, g)
+    last = _with(room.g_w, g)
+    for i in range(end.shape[0]):
+        if g.w.shape[0]:
+            copy(g.w[i], last.w[i])
+        else:
+            fill(last.w[i], _0)
+        room.buffers.products[i] = dot(last.w[i], end[i]) if g.w.shape[0] else _0
+    g = last
     _settle_accounts(room.buffers)
     fill(room.buffers.g_a, _0)
-    for i in range(end.shape[0]):
-        room.buffers.products[i] = dot(g.w[i], end[i])
+    if g_answer.shape[0]:
+        _through_answer(
+            constants,
+            theta_at(theta, 0),
+            innate,
+            end,
+            row_of(lasts, lasts.z.shape[0] - 1),
+            g_answer,
+            g,
+            theta_at(gradient, 0),
+            room.buffers,
+        )
     for k in range((steps - 1) // segment, -1, -1):
         first, count = k * segment, min(segment, steps - k * segment)
         _live_again(
@@ -1169,6 +1211,7 @@ def pull_all_back(
     end: F32,
     g_entropy: F32,
     g_logit: F32,
+    g_answer: F32,
     g: State,
     gradients: Theta,
     room: Room,
@@ -1186,6 +1229,7 @@ def pull_all_back(
     inputs, targets = borrowed(inputs), borrowed(lessons.targets)
     g_entropy, g_logit, g = borrowed(g_entropy), borrowed(g_logit), borrowed_state(g)
     gradients, lasts, end = borrowed_theta(gradients), borrowed_tape(lasts), borrowed(end)
+    g_answer = borrowed(g_answer)
     room = Room(
         borrowed(room.ws),
         borrowed_tape(room.tape),
@@ -1209,6 +1253,7 @@ def pull_all_back(
             end[i],
             g_entropy[i],
             g_logit[i],
+            g_answer[i],
             state_of(g, i),
             gradient,
             room,

@@ -146,9 +146,20 @@ def innate_weights(config: CortexConfig) -> Tensor:
 
 
 def newborn(genome: Genome, batch: int = 1) -> CortexState:
-    """State at birth: innate weights, empty memories, β = 1; on θ's device, of its type."""
-    cortex = genome.config.cortex
+    """State at birth: innate weights, empty memories, β = 1; on θ's device, of its type.
+
+    Shared, never written to.
+    """
     like = genome.theta["log_alpha"]
+    return _newborn(genome.config.cortex, batch, like.dtype, like.device)
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)  # shared with training too
+def _newborn(
+    cortex: CortexConfig, batch: int, dtype: torch.dtype, device: torch.device
+) -> CortexState:
+    like = torch.zeros((), dtype=dtype, device=device)
     w = innate_weights(cortex).to(like).expand(batch, -1, -1)
     zeros = like.new_zeros(batch, cortex.d_in)
     level = recruitment.LEVEL_AT_BIRTH if cortex.recruitment else 0.0
@@ -160,7 +171,7 @@ def newborn(genome: Genome, batch: int = 1) -> CortexState:
         trace=like.new_zeros(batch, cortex.d_hidden if cortex.recruitment else 0),
         beta=like.new_ones(batch),
         level=like.new_full((batch,), level),
-        steps=torch.zeros(batch, dtype=torch.int64, device=like.device),
+        steps=torch.zeros(batch, dtype=torch.int64, device=device),
     )
 
 

@@ -1,8 +1,7 @@
 """Genomes and states brought to the fused kernels: batches of lifetimes, with gradients.
 
-Owns the packing of θ and of its gradient, and the threads that lifetimes share. The mathematics
-is that of ``organism.cortex``, which stays the reference; see ``organism.kernels`` for what is
-fused.
+Owns the threads that lifetimes share. The mathematics is that of ``organism.cortex``, which stays
+the reference; see ``organism.kernels`` for what is fused.
 """
 
 from __future__ import annotations
@@ -10,10 +9,9 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -24,29 +22,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from organism import adjoint, kernels
-from organism.config import CortexConfig, GenomeConfig
-from organism.cortex import CortexState, innate_weights
+from organism.config import GenomeConfig
+from organism.cortex import CortexState
 from organism.genome import Genome
 from organism.jit import F32, aligned, aligned_copy
-from organism.kernels import I64, Constants, Lessons, State, Theta
-from organism.recruitment import FEATURES, LEVEL_POWERS
-from organism.rules import CLAMPED, FREE, PHASED, at_phase, weight_length
+from organism.kernels import I64, Lessons, State, Theta
+from organism.program import Program, compile_genome, gradients_of
+from organism.rules import CLAMPED, FREE
 
 # W is kept at every step up to so many bytes a batch; beyond, segments are lived again.
 _KEPT_BYTES = 1 << 28
-
-_AXES = {
-    "row": kernels.ROW,
-    "column": kernels.COLUMN,
-    "frobenius": kernels.FROBENIUS,
-    "none": kernels.NONE,
-}
-_SCALINGS = {
-    "none": kernels.UNSCALED,
-    "sqrt_d": kernels.SQRT_D,
-    "rms": kernels.RMS,
-    "fan_in": kernels.FAN_IN,
-}
 
 
 class _Threads:
@@ -147,109 +132,9 @@ def _learns(genome: Genome) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in genome.theta.values())
 
 
-@dataclass(frozen=True)
-class Program:
-    """A genome as the kernels take it, its θ at each of some phases."""
-
-    constants: Constants
-    theta: Theta
-    innate: F32
-
-
-def compile_genome(
-    config: GenomeConfig, theta: Mapping[str, Tensor], phases: Sequence[float] = (FREE,)
-) -> Program:
-    """Lay a genome out for the kernels, at the phases that it learns in; at ρ = 0, the free one."""
-    packed = [_pack(config, at_phase(theta, phase)) for phase in phases]
-    stacked = Theta(*(np.stack(parts) for parts in zip(*packed, strict=True)))
-    return Program(_constants(config, theta), stacked, _innate(config.cortex))
-
-
-@lru_cache(maxsize=8)
-def _innate(config: CortexConfig) -> F32:
-    """W₀ as the kernels take it; shared, never written to."""
-    return aligned_copy(_array(innate_weights(config)))
-
-
-def _constants(config: GenomeConfig, theta: Mapping[str, Tensor]) -> Constants:
-    c, f = config.cortex, np.float32
-    length = weight_length(config.rule.scaling, c)
-    return Constants(
-        normalisation=_AXES[c.normalisation],
-        epsilon=f(c.normalisation_epsilon),
-        scaling=_SCALINGS[config.rule.scaling],
-        activity_scale=f(math.sqrt(c.d_in)),
-        weight_scale=f(math.sqrt(length)),
-        post_clamp=f(config.rule.post_clamp or math.inf),
-        centring=c.centring,
-        mean_rate=f(c.mean_rate),
-        memory=c.memory,
-        short_term_decay=f(c.short_term_decay),
-        long_term_decay=f(c.long_term_decay),
-        alpha=f(theta["log_alpha"].detach().exp()),
-        entropy_gain=f(theta["log_entropy_gain"].detach().exp() if c.modulated else 0),
-        metabolism=c.metabolism,
-        entropy_threshold=f(c.entropy_threshold),
-        beta_fall=f(c.beta_fall),
-        beta_rise=f(c.beta_rise),
-        beta_min=f(c.beta_min),
-        beta_max=f(c.beta_max),
-        recruitment=c.recruitment,
-        vigilance=f(c.vigilance),
-        reuse=f(c.reuse),
-        protection=f(c.protection or math.inf),
-        trace_decay=f(c.trace_decay),
-        calibration=c.calibration,
-        calibration_rate=f(c.calibration_rate),
-        kappa=f(theta["log_recovery"].detach().exp() if c.recovery else 0),
-        plasticity=c.plasticity,
-    )
-
-
 def _array(tensor: Tensor) -> npt.NDArray[Any]:
     array: npt.NDArray[Any] = tensor.detach().contiguous().numpy()
     return array
-
-
-def _blank(config: GenomeConfig) -> Theta:
-    """θ of zeros."""
-    rule = config.rule
-    shape = (0, 0, 0)
-    units = 0
-    if rule.family == "mlp":
-        units = -(-rule.hidden // kernels.UNIT_BLOCK) * kernels.UNIT_BLOCK
-    else:
-        shape = (rule.pre_exponent + 1, rule.post_exponent + 1, rule.weight_exponent + 1)
-        assert rule.post_exponent < kernels.POST_POWERS
-    f = np.float32
-    return Theta(np.zeros(kernels.SCALARS, f), np.zeros(shape, f), np.zeros((units, 5), f))
-
-
-def _views(config: GenomeConfig, theta: Theta) -> dict[str, npt.NDArray[Any]]:
-    """Where each tensor of θ lies, as views that can be read and written."""
-    k, recruits = kernels, config.cortex.recruitment
-    views = {
-        "log_alpha": theta.scalars[k.LOG_ALPHA : k.LOG_ALPHA + 1],
-        "log_recovery": theta.scalars[k.LOG_RECOVERY : k.LOG_RECOVERY + 1],
-        "log_entropy_gain": theta.scalars[k.LOG_ENTROPY_GAIN : k.LOG_ENTROPY_GAIN + 1],
-        "mixing": theta.scalars[k.C0 : k.C2 + 1],
-        "readout": theta.scalars[k.READOUT : k.READOUT + (FEATURES if recruits else 3)],
-        "calibration": theta.scalars[k.CALIBRATION :].reshape(-1, LEVEL_POWERS),
-        "rule.coefficients": theta.coefficients,
-        "rule.b2": theta.scalars[k.B2 : k.B2 + 1],
-        "rule.w1": theta.units[: config.rule.hidden, : k.BIAS],
-        "rule.b1": theta.units[: config.rule.hidden, k.BIAS],
-        "rule.w2": theta.units[: config.rule.hidden, k.OUT_WEIGHT],
-    }
-    return views
-
-
-def _pack(config: GenomeConfig, theta: Mapping[str, Tensor]) -> Theta:
-    packed = _blank(config)
-    views = _views(config, packed)
-    for name, tensor in theta.items():
-        views[name][...] = tensor.detach().numpy()
-    return packed
 
 
 def live(
@@ -258,22 +143,25 @@ def live(
     state: CortexState,
     target: Tensor | None,
     ratios: Sequence[float],
-) -> tuple[CortexState, Tensor, Tensor]:
+    cues: Tensor | None,
+) -> tuple[CortexState, Tensor, Tensor, Tensor]:
     """Live a batch of lifetimes on the kernels; arguments as ``organism.lifetime.live``.
 
     Returns:
-        The last state, and H and log-odds of each step, ``(steps, batch)``; differentiable in θ.
+        The last state, H and log-odds of each step, ``(steps, batch)``, and h of the cues; all
+        differentiable in θ.
     """
     learning = _learns(genome)
     names, values = tuple(genome.theta), tuple(genome.theta.values())
     phases, which = _phases(genome.config, ratios)
     lessons = Lessons(_targets(target, state), np.array(ratios, np.float32), which)
-    lives = _Lives(genome.config, names, _rows(inputs), lessons, phases, learning)
-    w, short_term, long_term, level, entropy, logit, mean, trace, beta, steps = _Live.apply(  # type: ignore[no-untyped-call]
+    asked = np.empty((0, inputs.shape[-1]), np.float32) if cues is None else _array(cues)
+    lives = _Lives(genome.config, names, _rows(inputs), lessons, asked, phases, learning)
+    w, short_term, long_term, level, entropy, logit, answer, mean, trace, beta, steps = _Live.apply(  # type: ignore[no-untyped-call]
         lives, state, *values
     )
     end = CortexState(w, short_term, long_term, mean, trace, beta, level, steps)
-    return end, entropy.T, logit.T
+    return end, entropy.T, logit.T, answer
 
 
 @dataclass(frozen=True)
@@ -285,6 +173,7 @@ class _Lives:
         names: of the parts of θ, in the order of its values.
         inputs: ``(batch, steps, d_in)``.
         lessons: their targets ``(batch, steps or 1, d_hidden)``.
+        cues: what each is asked at its end, ``(batch, d_in)``, or ``(0, d_in)``: nothing.
         phases: those that the lessons name.
         learning: whether θ learns from them.
     """
@@ -293,6 +182,7 @@ class _Lives:
     names: tuple[str, ...]
     inputs: F32
     lessons: Lessons
+    cues: F32
     phases: tuple[float, ...]
     learning: bool
 
@@ -316,7 +206,7 @@ class _Live(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, lives: _Lives, state: CortexState, *values: Tensor) -> tuple[Tensor, ...]:
-        """Live; outputs are the parts of the last state, H and log-odds, ``(batch, steps)``."""
+        """Live; outputs: the last state, H and log-odds ``(batch, steps)``, h of the cues."""
         batch, steps, _ = lives.inputs.shape
         program, before = lives.program(values), state.w.detach().numpy()
         states = _split(state, aligned(before.shape))
@@ -324,7 +214,7 @@ class _Live(torch.autograd.Function):
         kept = -(-steps // lives.segment) if lives.segment else 0
         rest = (np.empty((batch, kept, *p.shape[1:]), p.dtype) for p in states[1:])
         checkpoints = State(aligned((batch, kept, *before.shape[1:])), *rest)
-        lasts = kernels.new_tape((batch, kept), *program.innate.shape)
+        lasts = kernels.new_tape((batch, kept + 1), *program.innate.shape)
 
         def work(first: int, last: int) -> None:
             states.w[first:last] = before[first:last]  # where it is lived it is in the cache
@@ -343,25 +233,47 @@ class _Live(torch.autograd.Function):
                 lives.segment,
                 checkpoints,
                 lasts,
+                lives.cues,
                 kernels.memory_for(program.theta, *program.innate.shape),
             )
 
         _threads.share(work, batch)
         ctx.lives, ctx.program, ctx.shapes = lives, program, [value.shape for value in values]
         ctx.checkpoints, ctx.lasts, ctx.end = checkpoints, lasts, states.w
+        ctx.set_materialize_grads(False)
         end = join(states)
         learned = (end.w, end.short_term, end.long_term, end.level)
         constant = (end.mean, end.trace, end.beta, end.steps)
         ctx.mark_non_differentiable(*constant)
-        return (*learned, torch.from_numpy(entropy), torch.from_numpy(logit), *constant)
+        told = (
+            torch.from_numpy(part) for part in (entropy, logit, lasts.h[: len(lives.cues), kept])
+        )
+        return (*learned, *told, *constant)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         """Go back; each lifetime's gradient is summed in order, whatever the threads."""
         lives, program = ctx.lives, ctx.program
-        w, short_term, long_term, level, entropy, logit = (_array(c) for c in cotangents[:6])
-        batch, d_in, d_hidden = w.shape
+        batch, steps, d_in = lives.inputs.shape
+        d_hidden = program.innate.shape[1]
+        # What no loss asks for has no cotangent.
+        w, short_term, long_term, level, entropy, logit, answer = (
+            np.zeros(shape, np.float32) if given is None else _array(given)
+            for given, shape in zip(
+                cotangents,
+                (
+                    (batch, 0, d_hidden),
+                    (batch, d_in),
+                    (batch, d_in),
+                    (batch,),
+                    (batch, steps),
+                    (batch, steps),
+                    (batch, 0),
+                ),
+                strict=False,
+            )
+        )
         gains = np.stack([np.zeros_like(level), level], axis=1)
         g = State(
             w,
@@ -389,21 +301,16 @@ class _Live(torch.autograd.Function):
                 ctx.end,
                 entropy,
                 logit,
+                answer,
                 g,
                 gradients,
                 _rooms.of_this_thread(program.theta, d_in, d_hidden, lives.segment),
             )
 
         _threads.share(work, batch)
-        found = _unfolded(lives, Theta(*(part.sum(axis=0) for part in gradients)))
-        return (
-            None,
-            None,
-            *(
-                torch.from_numpy(found[name]).reshape(shape)
-                for name, shape in zip(lives.names, ctx.shapes, strict=True)
-            ),
-        )
+        theta = dict(zip(lives.names, ctx.shapes, strict=True))
+        summed = Theta(*(part.sum(axis=0) for part in gradients))
+        return None, None, *gradients_of(lives.config, theta, lives.phases, summed)
 
 
 def _phases(config: GenomeConfig, ratios: Sequence[float]) -> tuple[tuple[float, ...], I64]:
@@ -412,21 +319,6 @@ def _phases(config: GenomeConfig, ratios: Sequence[float]) -> tuple[tuple[float,
         return (FREE,), np.zeros(len(ratios), np.int64)
     seen, which = np.unique(np.array(ratios), return_inverse=True)
     return tuple(float(FREE + (CLAMPED - FREE) * ratio) for ratio in seen), which
-
-
-def _unfolded(lives: _Lives, gradients: Theta) -> dict[str, F32]:
-    """Gradients of θ by name, from those at each phase: ``organism.rules.at_phase`` backwards."""
-    found = _views(lives.config, _single(part.sum(axis=0) for part in gradients))
-    if not PHASED.keys() & set(lives.names):
-        return found
-    by_phase = _single(np.tensordot(lives.phases, part, 1) for part in gradients)
-    weighted = _views(lives.config, by_phase)
-    return found | {name: weighted[into] for name, into in PHASED.items()}
-
-
-def _single(parts: Iterable[npt.NDArray[Any]]) -> Theta:
-    """θ in float32."""
-    return Theta(*(part.astype(np.float32) for part in parts))
 
 
 def _rows(inputs: Tensor) -> F32:

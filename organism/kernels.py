@@ -47,8 +47,9 @@ LOG_ALPHA, LOG_RECOVERY, LOG_ENTROPY_GAIN, C0, C1, C2, B2 = range(7)
 READOUT, CALIBRATION, SCALARS = 7, 11, 20
 BETA, LEVEL = 0, 1
 PRE_WEIGHT, POST_WEIGHT, W_WEIGHT, BIAS, OUT_WEIGHT = range(5)
-# Hidden units are taken four at a time: their columns then share one pass over a row.
-UNIT_BLOCK = 4
+UNIT_NUMBERS = 5
+UNIT_BLOCK = 2
+"""Hidden units of the mlp are gone back through two at a time."""
 
 _0: Number = np.float32(0)
 _1: Number = np.float32(1)
@@ -226,14 +227,14 @@ _SCRATCH_ROWS, _TAPE_ROWS = 7, 8
 _LINE = 16  # floats of a cache line
 # The mlp moves so many columns of two rows at once: what they add up to stays in registers.
 _BLOCK = 2 * LANES
-_UNIT_NUMBERS = 4
+_ROW_NUMBERS = 4  # what two rows need of a hidden unit
 
 
 def memory_for(theta: Theta, d_in: int, d_hidden: int) -> F32:
     """Make room for what a lifetime writes on from step to step; see ``laid_out``."""
     width = -(-max(d_in, d_hidden) // _LINE) * _LINE
     columns = column_count(theta) * -(-d_hidden // _BLOCK) * _BLOCK
-    units = _UNIT_NUMBERS * theta.units.shape[-2]
+    units = _ROW_NUMBERS * theta.units.shape[-2]
     return aligned(((_SCRATCH_ROWS + _TAPE_ROWS) * width + columns + units,))
 
 
@@ -888,7 +889,7 @@ def _move_by_mlp(
     """W ← W + α·G(pre, u, W) + κ(W₀ − W), and what its normalisation needs; two rows a loop."""
     units = theta.units
     columns = mlp_columns(units, scratch.u, _BLOCK, scratch)
-    numbers = scratch.columns[-_UNIT_NUMBERS * units.shape[0] :].reshape((-1, _UNIT_NUMBERS))
+    numbers = scratch.columns[-_ROW_NUMBERS * units.shape[0] :].reshape((-1, _ROW_NUMBERS))
     step, kappa, d_in = alpha / scale, constants.kappa, w.shape[0]
     for i in range(0, d_in, 2):
         below = min(i + 1, d_in - 1)
@@ -1177,6 +1178,15 @@ def step(
 
 
 @kernel()
+def respond(constants: Constants, theta: Theta, state: State, cue: F32, row: Tape) -> None:
+    """Read a cue for h alone, ``organism.cortex.respond``, onto a row of a tape; W is settled."""
+    _mix(constants, theta, state, cue, row)
+    recruiting.drive(row.z, state.w, row.h)
+    _tanh(row.h, row.h)
+    row.readings[2] = state.gains[BETA]
+
+
+@kernel()
 def state_of(states: State, i: int) -> State:
     """One state of many."""
     return State(
@@ -1280,12 +1290,14 @@ def live_all(
     segment: int,
     checkpoints: State,
     lasts: Tape,
+    cues: F32,
     memory: F32,
 ) -> None:
     """Do ``live`` for some lifetimes of a batch, from first to before last.
 
     Arguments are those of ``live``, with the lifetimes of the batch on a leading axis where they
-    differ.
+    differ, and what each is asked at its end, ``(batch, d_in)``, or ``(0, d_in)``: nothing. What
+    that leaves behind is the last of lasts, which are one more than the segments.
     """
     states, checkpoints = borrowed_state(states), borrowed_state(checkpoints)
     inputs, targets, lasts = borrowed(inputs), borrowed(lessons.targets), borrowed_tape(lasts)
@@ -1305,6 +1317,9 @@ def live_all(
             row_of(lasts, i),
             memory,
         )
+        if cues.shape[0]:
+            answer = row_of(row_of(lasts, i), lasts.z.shape[1] - 1)
+            respond(constants, theta_at(theta, 0), state_of(states, i), cues[i], answer)
 
 
 @kernel()

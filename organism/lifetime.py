@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from organism import fused
-from organism.cortex import CortexState, newborn, step
+from organism.cortex import CortexState, newborn, respond, step
 from organism.genome import Genome
 
 
@@ -24,11 +24,14 @@ class Lifetime:
         state: the cortices at the end.
         entropy: H at each step, before learning it, ``(steps, batch)``.
         logit: log-odds of familiarity at each step, before learning it, ``(steps, batch)``.
+        answer: h of what each was asked at its end, ``(batch, d_hidden)``; ``(0, d_hidden)``:
+            nothing was.
     """
 
     state: CortexState
     entropy: Tensor
     logit: Tensor
+    answer: Tensor
 
 
 def live(
@@ -37,6 +40,7 @@ def live(
     state: CortexState | None = None,
     target: Tensor | None = None,
     teacher_ratios: Sequence[float] | None = None,
+    cues: Tensor | None = None,
 ) -> Lifetime:
     """Live through a sequence of chunks, from birth or from a given state.
 
@@ -47,6 +51,8 @@ def live(
         target: y of teacher forcing, ``(batch, d_hidden)``, the same at every step [D26 §5.2], or
             one a step, ``(steps, batch, d_hidden)``.
         teacher_ratios: ρ of each step; None: 0 throughout, as in the daemon.
+        cues: what each is asked at its end, ``(batch, d_in)``: ``respond``, but without a gradient
+            of W in between.
 
     Raises:
         ValueError: as many ratios as steps are needed, and a target with any ratio above 0.
@@ -56,13 +62,16 @@ def live(
     if len(ratios) != steps:
         raise ValueError(f"{len(ratios)} teacher ratios for {steps} steps: give one a step")
     state = newborn(genome, batch) if state is None else state
-    constants = (inputs, target, *(getattr(state, f.name) for f in fields(CortexState)))
+    constants = (inputs, target, cues, *(getattr(state, f.name) for f in fields(CortexState)))
     if fused.fusable(genome, constants):
-        return Lifetime(*fused.live(genome, inputs, state, target, ratios))
+        return Lifetime(*fused.live(genome, inputs, state, target, ratios, cues))
     entropy, logit = [], []
     for t, (e, ratio) in enumerate(zip(inputs, ratios, strict=True)):
         y = target[t] if target is not None and target.dim() == 3 else target
         state, reading = step(genome, state, e, y, ratio)
         entropy.append(reading.entropy)
         logit.append(reading.logit)
-    return Lifetime(state, torch.stack(entropy), torch.stack(logit))
+    answer = state.w.new_empty(0, state.w.shape[2])
+    if cues is not None:
+        answer = respond(genome, state, cues)
+    return Lifetime(state, torch.stack(entropy), torch.stack(logit), answer)

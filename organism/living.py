@@ -16,10 +16,11 @@ from organism import kernels
 from organism.chunking import Bytes, Spans
 from organism.cortex import CortexState, newborn
 from organism.encoder import Encoding, compile_encoder, empty_chunk, pool
-from organism.fused import compile_genome, join, split
+from organism.fused import join, split
 from organism.genome import Genome
 from organism.jit import F32, aligned_copy, entry_of, kernel
 from organism.kernels import Constants, Lessons, State, Theta
+from organism.program import compile_genome
 
 _READINGS = 3
 

@@ -29,6 +29,7 @@ LAYERS = [
     "organism.genome",
     "organism.portrait",
     "organism.cortex",
+    "organism.program",
     "organism.fused",
     "organism.living",
     "organism.lifetime",

@@ -82,7 +82,7 @@ def _lived(
     genome, task = run.genome, ProjectionTask(config.projection, config.genome, seed)
     cues, targets = (part[:_PAIRS] for part in task.fresh)
     with torch.no_grad():
-        lived = task.learn(genome, cues, targets, {})
+        lived = task.learn(genome, cues, targets, {}).state
         reached = _nmse(respond(genome, lived, cues), targets)
     memories = {"short_term": lived.short_term, "long_term": lived.long_term}
     start = replace(newborn(genome, len(cues)), **memories)

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from organism.config import GenomeConfig, Settings
-from organism.cortex import CortexState, newborn, respond
+from organism.cortex import CortexState, newborn
 from organism.encoder import encode
 from organism.genome import Genome
-from organism.lifetime import live
+from organism.lifetime import Lifetime, live
 from organism.tasks.protocol import Carry, Metrics, Outcome
 
 _MEMORIES = ("short_term", "long_term")
@@ -102,8 +103,10 @@ class ProjectionTask:
             "zero_mse": float(self.bank[1].square().mean()),
         }
 
-    def learn(self, genome: Genome, cues: Tensor, targets: Tensor, memories: Carry) -> CortexState:
+    def learn(self, genome: Genome, cues: Tensor, targets: Tensor, memories: Carry) -> Lifetime:
         """Live a lifetime for each pair, ρ falling from 1 to 0 or 0 throughout [D26 §5.2].
+
+        At its end it is asked for its cue once more.
 
         Args:
             genome: the rule.
@@ -114,7 +117,7 @@ class ProjectionTask:
         steps = self._config.inner_steps
         ratios = falling(steps) if self._config.teacher_forcing else [0.0] * steps
         start = replace(newborn(genome, len(cues)), **memories)
-        return live(genome, cues.expand(steps, -1, -1), start, targets, ratios).state
+        return live(genome, cues.expand(steps, -1, -1), start, targets, ratios, cues)
 
     def _recall_error(
         self, genome: Genome, cues: Tensor, targets: Tensor, memories: Carry
@@ -122,7 +125,6 @@ class ProjectionTask:
         """MSE and NMSE at recall after a lifetime [D26 §5.2], and the cortices then."""
         like = genome.theta["log_alpha"]
         cues, targets = cues.to(like), targets.to(like)
-        state = self.learn(genome, cues, targets, memories)
-        answer = respond(genome, state, cues)
-        mse = (answer - targets).square().mean()
-        return mse, mse / targets.square().mean(), state
+        lived = self.learn(genome, cues, targets, memories)
+        mse = mse_loss(lived.answer, targets)
+        return mse, mse / targets.square().mean(), lived.state
