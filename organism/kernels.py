@@ -210,7 +210,8 @@ class Scratch(NamedTuple):
         inverses: what W's columns are still to be multiplied by, ``(d_hidden,)``.
         pre: z as the rule sees it, ``(d_in,)``.
         column: one of W, ``(d_in,)``.
-        columns: what a rule needs of each column, and a hidden unit of each row.
+        columns: what a rule needs of each column; then, of the mlp, what two rows need of each
+            hidden unit.
     """
 
     post: F32
@@ -646,7 +647,8 @@ def polynomial_columns(
     rows, powers, d_hidden = max(powers_w, 3), max(powers_pre, 2), u.shape[0]
     wide = d_hidden - d_hidden % LANES
     flat = scratch.columns[: rows * powers * d_hidden]
-    fill(flat, _0)
+    if (rows, powers) != (powers_w, powers_pre):
+        fill(flat, _0)
     columns = flat.reshape((rows, powers, d_hidden))
     factor = step
     for m in range(powers_w):
@@ -904,6 +906,7 @@ def _move_by_mlp(
 def _finish_row(
     constants: Constants, kappa: Number, innate: F32, i: int, w: F32, norms: F32
 ) -> None:
+    """Draw a moved row back towards W₀, and take it into the norms."""
     if kappa:
         for j in range(w.shape[1]):
             w[i, j] += kappa * innate[i, j]
@@ -921,6 +924,7 @@ def _move_two_rows(
     step: Number,
     kept: Number,
 ) -> None:
+    """W ← kept·W + step·G in row i and the one below, or, of the last row, in itself twice."""
     d_hidden = w.shape[1]
     rows = (i, below)
     blocks = d_hidden // _BLOCK
@@ -967,7 +971,7 @@ def _move_block(
     first: int,
     second: int,
 ) -> None:
-    """Move a block of two rows, or, of an odd last row, of itself twice: so many real lanes.
+    """Do ``_move_two_rows`` for a block of columns, of so many real lanes in each of two vectors.
 
     What is not a number stays so.
     """

@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from organism import adjoint, fused
 from organism.config import GenomeConfig
+from organism.cortex import respond
 from organism.fused import fusable, set_threads
 from organism.genome import Genome, new_genome
 from organism.lifetime import live
 from organism.living import LivingCortex
 from organism.presets import PRESETS
+from organism.rules import Theta
 from organism.simd import LANES
 from tests.conftest import recruiting_config, small_config
 
@@ -36,22 +39,28 @@ def lived(genome: Genome, dtype: torch.dtype, taught: bool) -> tuple[list[Tensor
     cortex = genome.config.cortex
     e = torch.randn(STEPS, BATCH, cortex.d_in, generator=draws).to(dtype)
     target = torch.rand(BATCH, cortex.d_hidden, generator=draws).to(dtype) - 0.5
+    cues = torch.randn(BATCH, cortex.d_in, generator=draws).to(dtype)
     ratios = [1 - t / STEPS for t in range(STEPS)]
     life = live(
         Genome(genome.config, theta),
         e,
         target=target if taught else None,
         teacher_ratios=ratios if taught else None,
+        cues=cues,
     )
     s = life.state
-    results = [life.logit, life.entropy, s.w, s.short_term, s.long_term, s.level, s.mean, s.beta]
-    loss = sum((r * torch.randn(r.shape, generator=draws).to(dtype)).sum() for r in results[:6])
+    learned = [life.logit, life.entropy, s.w, s.short_term, s.long_term, s.level, life.answer]
+    loss = sum((r * torch.randn(r.shape, generator=draws).to(dtype)).sum() for r in learned)
     assert isinstance(loss, Tensor)
+    results = [r.detach() for r in (*learned, s.mean, s.beta)]
+    return results, gradient_of(loss, theta)
+
+
+def gradient_of(loss: Tensor, theta: Theta) -> Tensor:
+    """All of it in one vector; 0 where a part of θ took no part."""
     found = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
-    parts = [
-        torch.zeros_like(t) if g is None else g for g, t in zip(found, theta.values(), strict=True)
-    ]
-    return [r.detach() for r in results], torch.cat([part.flatten() for part in parts])
+    parts = zip(found, theta.values(), strict=True)
+    return torch.cat([(torch.zeros_like(t) if g is None else g).flatten() for g, t in parts])
 
 
 def assert_fused_is_the_reference(config: GenomeConfig, taught: bool = False) -> None:
@@ -80,6 +89,43 @@ def test_fused_is_the_reference(family: str, normalisation: str, scaling: str) -
 def test_teacher_forcing_is_fused_too(family: str) -> None:
     """With ρ falling through the lifetime."""
     assert_fused_is_the_reference(small_config(family, normalisation="row"), taught=True)
+
+
+@pytest.mark.parametrize("switches", [{}, {"centring": False, "memory": False}])
+@pytest.mark.parametrize("normalisation", ["row", "column", "frobenius", "none"])
+@pytest.mark.parametrize("family", ["mlp", "polynomial"])
+def test_an_answer_alone_teaches(
+    family: str, normalisation: str, switches: dict[str, bool]
+) -> None:
+    """With no other loss, and so no cotangent of W: values and gradient are the reference's."""
+    config = small_config(family, normalisation=normalisation, **switches)
+    genome = new_genome(config, seed=2)
+    draws = torch.Generator().manual_seed(7)
+    e = normalize(torch.randn(STEPS, BATCH, config.cortex.d_in, generator=draws), dim=-1)
+    goal = torch.rand(BATCH, config.cortex.d_hidden, generator=draws) - 0.5
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        theta = {n: t.to(dtype, copy=True).requires_grad_() for n, t in genome.theta.items()}
+        answer = live(Genome(config, theta), e.to(dtype), cues=e[2].to(dtype)).answer
+        assert answer.grad_fn is not None
+        assert (answer.grad_fn.name() == "_LiveBackward") == (dtype == torch.float32)
+        gradient = gradient_of((answer - goal.to(dtype)).square().mean(), theta)
+        found[dtype] = answer.detach().double(), gradient.double()
+    (answer, gradient), (expected, true) = found[torch.float32], found[torch.float64]
+    torch.testing.assert_close(answer, expected, rtol=1e-5, atol=1e-5)
+    assert (gradient - true).norm() < 1e-5 * true.norm()
+
+
+@pytest.mark.parametrize("config", [small_config("mlp"), recruiting_config()])
+def test_the_answer_is_the_response_of_the_last_state(config: GenomeConfig) -> None:
+    """Of whatever kind of cortex; unasked, there is none."""
+    genome, inputs = new_genome(config, seed=2), torch.randn(STEPS, BATCH, config.cortex.d_in)
+    with torch.no_grad():
+        asked, unasked = live(genome, inputs, cues=inputs[0]), live(genome, inputs)
+        expected = respond(genome, asked.state, inputs[0])
+    torch.testing.assert_close(asked.answer, expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(asked.state.w, unasked.state.w)
+    assert unasked.answer.shape == (0, config.cortex.d_hidden)
 
 
 @pytest.mark.parametrize("exponents", [(0, 1, 0), (1, 2, 1), (1, 3, 3), (2, 1, 2), (3, 3, 3)])
