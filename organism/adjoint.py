@@ -97,6 +97,23 @@ _SHARE = np.float32(LEAST_SHARE)
 _UNIT_RMS_CEILING = np.float32(1e6)  # 1 / √(floor of the mean square): no gradient beyond it
 
 
+class Pending(NamedTuple):
+    """What is still to be done to the rows of g, the cotangent of W, ``(d_in,)`` each.
+
+    g_i ← (g_i + z_i·g_a − factor_i·W'_i)·inverse_i: the first is what reading adds, the rest what
+    a norm of rows does. Whoever passes over a row next does both, in the nearest cache.
+
+    Attributes:
+        z: see above.
+        factors: see above.
+        inverses: see above.
+    """
+
+    z: F32
+    factors: F32
+    inverses: F32
+
+
 class Buffers(NamedTuple):
     """What the adjoint of one step writes on.
 
@@ -115,11 +132,8 @@ class Buffers(NamedTuple):
         over_columns: of each hidden unit of the mlp, a lane each, ``(d_in, units, LANES)``.
         times_w: the same over all synapses, times w, ``(units,)`` float64; by_post, times u.
         by_post: see above.
-        z: what g of W is still due, row by row, ``(d_in,)``: see ``_make_up``; so are factors and
-            inverses.
-        factors: see above.
-        inverses: see above.
-        products: Σ g·W of each row, with what is due, ``(d_in,)``.
+        pending: what is still to be done to g.
+        products: Σ g·W of each row, with what is pending, ``(d_in,)``.
     """
 
     g_z: F32
@@ -135,9 +149,7 @@ class Buffers(NamedTuple):
     over_columns: F32
     times_w: F64
     by_post: F64
-    z: F32
-    factors: F32
-    inverses: F32
+    pending: Pending
     products: F32
 
 
@@ -166,6 +178,7 @@ def new_room(theta: Theta, d_in: int, d_hidden: int, segment: int) -> Room:
     units = theta.units.shape[-2]
     pre, post, columns = (d_in,), (d_hidden,), (column_count(theta) * d_hidden,)
     vectors = aligned_parts(pre, *(8 * [post]), columns, (d_in, units, LANES))
+    *pending, products = aligned_parts(*(4 * [pre]))
     rest = aligned_parts((0, d_in, d_hidden), pre, pre, pre, (0,), (2,))
     return Room(
         aligned((segment - 1, d_in, d_hidden)),
@@ -173,7 +186,9 @@ def new_room(theta: Theta, d_in: int, d_hidden: int, segment: int) -> Room:
         State._make((*rest, np.empty(1, np.int64))),
         aligned((d_in, d_hidden)),
         memory_for(theta, d_in, d_hidden),
-        Buffers._make((*vectors, np.empty(units), np.empty(units), *aligned_parts(*(4 * [pre])))),
+        Buffers._make(
+            (*vectors, np.empty(units), np.empty(units), Pending._make(pending), products)
+        ),
     )
 
 
@@ -200,9 +215,11 @@ def _borrowed_buffers(buffers: Buffers) -> Buffers:
         borrowed(buffers.over_columns),
         borrowed(buffers.times_w),
         borrowed(buffers.by_post),
-        borrowed(buffers.z),
-        borrowed(buffers.factors),
-        borrowed(buffers.inverses),
+        Pending(
+            borrowed(buffers.pending.z),
+            borrowed(buffers.pending.factors),
+            borrowed(buffers.pending.inverses),
+        ),
         borrowed(buffers.products),
     )
 
@@ -224,9 +241,9 @@ def _through_normalisation(
     """Turn the cotangent of the normalised W into that of what was normalised.
 
     W' = M/(n + ε), so ∂/∂M = (g − W'·(Σ g·W')·(n + ε)/n)/(n + ε), summed over each norm's own.
-    By rows, it is left due; by columns, it is done.
+    By rows, it is left pending; by columns, it is done.
     """
-    products, factors, inverses = buffers.products, buffers.factors, buffers.inverses
+    products, (_, factors, inverses) = buffers.products, buffers.pending
     if constants.normalisation == COLUMN:
         _through_column_norms(constants, w_after, norms, g, buffers)
         return
@@ -252,12 +269,12 @@ def _shares_of(total: Number, norm: Number, epsilon: Number) -> tuple[Number, Nu
 def _through_column_norms(
     constants: Constants, w_after: F32, norms: F32, g: F32, buffers: Buffers
 ) -> None:
-    """Do ``_through_normalisation`` by columns, and what was due before it."""
+    """Do ``_through_normalisation`` by columns, and what was pending before it."""
     d_in, d_hidden = g.shape
     sums, inverses, g_a = buffers.p, buffers.field, buffers.g_a
     fill(sums, _0)
     for i in range(d_in):
-        x = buffers.z[i]
+        x = buffers.pending.z[i]
         for j in range(d_hidden):
             g[i, j] += x * g_a[j]
             sums[j] += g[i, j] * w_after[i, j]
@@ -266,24 +283,22 @@ def _through_column_norms(
     for i in range(d_in):
         for j in range(d_hidden):
             g[i, j] = (g[i, j] - w_after[i, j] * sums[j]) * inverses[j]
-    _settle_accounts(buffers)
+    _clear(buffers.pending)
 
 
 @kernel()
-def _settle_accounts(buffers: Buffers) -> None:
-    """Note that nothing is due."""
-    fill(buffers.z, _0)
-    fill(buffers.factors, _0)
-    fill(buffers.inverses, _1)
+def _clear(pending: Pending) -> None:
+    """Note that nothing is pending."""
+    fill(pending.z, _0)
+    fill(pending.factors, _0)
+    fill(pending.inverses, _1)
 
 
 @kernel()
-def _make_up(x: Number, factor: Number, inverse: Number, w_after: F32, g_a: F32, g: F32) -> None:
-    """Do to a row of g, or to a part of it, what is due: (g + z·g_a − factor·W')·inverse.
-
-    The first is what reading adds, the rest what a norm does: whoever passes over the row next does
-    both, in the nearest cache.
-    """
+def _apply_pending(
+    x: Number, factor: Number, inverse: Number, w_after: F32, g_a: F32, g: F32
+) -> None:
+    """Do to a row of g, or to a part of it, what is pending; see ``Pending``."""
     if x == 0 and factor == 0 and inverse == 1:
         return
     for j in range(g.shape[0]):
@@ -344,10 +359,10 @@ def _through_bilinear(
     buffers: Buffers,
 ) -> Number:
     """Go back through the rows of a polynomial up to pre¹·w²; return Σ g·w·∂G/∂w."""
-    due_z, factors, inverses = buffers.z, buffers.factors, buffers.inverses
+    pending_z, factors, inverses = buffers.pending
     g_a, products, through_w = buffers.g_a, buffers.products, 0.0
     for i in range(w.shape[0]):
-        _make_up(due_z[i], factors[i], inverses[i], w_after[i], g_a, g[i])
+        _apply_pending(pending_z[i], factors[i], inverses[i], w_after[i], g_a, g[i])
         x, g_x, along, product = pre[i], _0, _0, _0
         for j in range(w.shape[1]):
             f1 = columns[1, 0, j] + x * columns[1, 1, j]
@@ -390,10 +405,10 @@ def _through_general(
     """As ``_through_bilinear``, for any exponents."""
     powers_w, powers_pre, d_hidden = columns.shape
     p, field, slope = buffers.p, buffers.field, buffers.g_w
-    due_z, factors, inverses = buffers.z, buffers.factors, buffers.inverses
+    pending_z, factors, inverses = buffers.pending
     g_a, products, through_w = buffers.g_a, buffers.products, 0.0
     for i in range(w.shape[0]):
-        _make_up(due_z[i], factors[i], inverses[i], w_after[i], g_a, g[i])
+        _apply_pending(pending_z[i], factors[i], inverses[i], w_after[i], g_a, g[i])
         x, g_x, along = pre[i], _0, _0
         fill(slope, _0)
         for m in range(powers_w - 1, 0, -1):
@@ -543,7 +558,7 @@ def _through_panel(
     sums = buffers.sums[: count * width]
     fill(sums, _0)
     over_rows, over_columns = sums.reshape((count, width)), buffers.over_columns
-    due_z, factors, inverses = buffers.z, buffers.factors, buffers.inverses
+    pending_z, factors, inverses = buffers.pending
     g_a, products = buffers.g_a[first:last], buffers.products
     g_b2, through_w = 0.0, 0.0
     for i in range(0, w.shape[0], 2):
@@ -553,10 +568,15 @@ def _through_panel(
         if below == i:
             gb = buffers.nothing[:width]
             fill(gb, _0)
-        _make_up(due_z[i], factors[i], inverses[i], w_after[i, first:last], g_a, gi)
+        _apply_pending(pending_z[i], factors[i], inverses[i], w_after[i, first:last], g_a, gi)
         if below > i:
-            _make_up(
-                due_z[below], factors[below], inverses[below], w_after[below, first:last], g_a, gb
+            _apply_pending(
+                pending_z[below],
+                factors[below],
+                inverses[below],
+                w_after[below, first:last],
+                g_a,
+                gb,
             )
         _through_two_rows(
             units,
@@ -854,10 +874,10 @@ def _through_learning(
     alpha, kappa = rate_of(constants, entropy), constants.kappa
     _through_normalisation(constants, w_after, row.norms, g, buffers)
     if kappa:
-        due_z, factors, inverses, g_a = buffers.z, buffers.factors, buffers.inverses, buffers.g_a
+        (pending_z, factors, inverses), g_a = buffers.pending, buffers.g_a
         for i in range(w.shape[0]):
-            _make_up(due_z[i], factors[i], inverses[i], w_after[i], g_a, g[i])
-        _settle_accounts(buffers)
+            _apply_pending(pending_z[i], factors[i], inverses[i], w_after[i], g_a, g[i])
+        _clear(buffers.pending)
         gradient.scalars[LOG_RECOVERY] += kappa * _through_recovery(w, innate, g)
     step_size, kept = alpha / scale, _1 - kappa
     if theta.units.shape[0]:
@@ -948,12 +968,13 @@ def _through_readout(
 def _through_reading(
     innate: F32, w: F32, z: F32, g_a: F32, g_innate_a: F32, g_z: F32, buffers: Buffers
 ) -> None:
-    """Go back through a = zW and a₀ = zW₀; z·g_a, that of W, is left due."""
+    """Go back through a = zW and a₀ = zW₀; z·g_a, that of W, is left pending."""
+    pending, products = buffers.pending, buffers.products
     for i in range(w.shape[0]):
         along = dot(g_a, w[i])
         g_z[i] += along
-        buffers.z[i] = z[i]
-        buffers.products[i] += z[i] * along
+        pending.z[i] = z[i]
+        products[i] += z[i] * along
     # Few losses ask what the innate weights answered: a pass less over them.
     if dot(g_innate_a, g_innate_a) != 0:
         for i in range(w.shape[0]):
@@ -1144,7 +1165,7 @@ def pull_back(
             fill(last.w[i], _0)
         room.buffers.products[i] = dot(last.w[i], end[i]) if g.w.shape[0] else _0
     g = last
-    _settle_accounts(room.buffers)
+    _clear(room.buffers.pending)
     fill(room.buffers.g_a, _0)
     if g_answer.shape[0]:
         _through_answer(

@@ -42,6 +42,8 @@ class _Threads:
         self._count = 1
 
     def set(self, count: int) -> None:
+        if count == self._count:
+            return
         if self._pool:
             self._pool.shutdown()
         self._pool = ThreadPoolExecutor(count - 1, "lifetime") if count > 1 else None
