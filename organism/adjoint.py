@@ -9,7 +9,8 @@ here.
 
 θ gets the gradient; inputs, targets and the first state are constants of meta-training and get
 none. β is a piecewise constant function of θ, so that no gradient passes through it, as in
-``organism.cortex``. Sums over synapses are in float32 a row, in float64 over rows.
+``organism.cortex``. Sums over synapses are in float32 a row, in float64 over rows; those of a
+column in float32.
 """
 
 from __future__ import annotations
@@ -98,10 +99,11 @@ _UNIT_RMS_CEILING = np.float32(1e6)  # 1 / √(floor of the mean square): no gra
 
 
 class Pending(NamedTuple):
-    """What is still to be done to the rows of g, the cotangent of W, ``(d_in,)`` each.
+    """What is to be done to the rows of g, the cotangent of W, at the next pass over them.
 
     g_i ← (g_i + z_i·g_a − factor_i·W'_i)·inverse_i: the first is what reading adds, the rest what
-    a norm of rows does. Whoever passes over a row next does both, in the nearest cache.
+    a norm does that is not of columns. Whoever passes over a row does both, in the nearest cache.
+    ``(d_in,)`` each; set before each such pass. Without plasticity there is none, and needs none.
 
     Attributes:
         z: see above.
@@ -123,7 +125,7 @@ class Buffers(NamedTuple):
         g_a: see above.
         g_innate_a: see above.
         g_w: one row of ∂/∂W, ``(d_hidden,)``; so are the row below it and one of zeros, of the mlp,
-            and p and field, of a polynomial.
+            and p and field, of a polynomial and of column norms.
         g_w_below: see above.
         nothing: see above.
         p: see above.
@@ -241,13 +243,13 @@ def _through_normalisation(
     """Turn the cotangent of the normalised W into that of what was normalised.
 
     W' = M/(n + ε), so ∂/∂M = (g − W'·(Σ g·W')·(n + ε)/n)/(n + ε), summed over each norm's own.
-    By rows, it is left pending; by columns, it is done.
+    By columns, it is done; else it is left pending.
     """
     products, (_, factors, inverses) = buffers.products, buffers.pending
     if constants.normalisation == COLUMN:
         _through_column_norms(constants, w_after, norms, g, buffers)
         return
-    total = _0
+    total = 0.0
     for i in range(products.shape[0]):
         total += products[i]
     for i in range(products.shape[0]):
@@ -255,7 +257,7 @@ def _through_normalisation(
         if constants.normalisation == ROW:
             factors[i], inverses[i] = _shares_of(products[i], norms[i], constants.epsilon)
         elif constants.normalisation == FROBENIUS:
-            factors[i], inverses[i] = _shares_of(total, norms[0], constants.epsilon)
+            factors[i], inverses[i] = _shares_of(np.float32(total), norms[0], constants.epsilon)
 
 
 @kernel()

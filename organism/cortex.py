@@ -268,10 +268,7 @@ def step(
     reading = recall(genome, state, e)
     post = reading.h
     if teacher_ratio:
-        if config.recruitment:
-            raise ValueError("recruitment chooses who learns: it takes no teacher, ρ must be 0")
-        if target is None:
-            raise ValueError(f"teacher_ratio {teacher_ratio} needs a target; pass one, or ρ = 0")
+        target = check_teacher(genome, target, teacher_ratio)
         post = teacher_ratio * target + (1 - teacher_ratio) * post
     phase = FREE + (CLAMPED - FREE) * teacher_ratio
     rule = rule or make_rule(genome.config.rule)
@@ -287,6 +284,19 @@ def step(
         steps=state.steps + 1,
     )
     return next_state, reading
+
+
+def check_teacher(genome: Genome, target: Tensor | None, ratio: float) -> Tensor:
+    """Return a target that can be taught at a ratio above 0.
+
+    Raises:
+        ValueError: there is none, or the cortex recruits.
+    """
+    if genome.config.cortex.recruitment:
+        raise ValueError("recruitment chooses who learns: it takes no teacher, ρ must be 0")
+    if target is None:
+        raise ValueError(f"teacher_ratio {ratio} needs a target; pass one, or ρ = 0")
+    return target
 
 
 def plasticity_rate(genome: Genome, entropy: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Genomes and states brought to the fused kernels: batches of lifetimes, with gradients.
 
-Owns the threads that lifetimes share. The mathematics is that of ``organism.cortex``, which stays
-the reference; see ``organism.kernels`` for what is fused.
+Owns the threads that lifetimes share, and their place in torch's graph. The mathematics is that of
+``organism.cortex``, which stays the reference; see ``organism.kernels`` for what is fused.
 """
 
 from __future__ import annotations
@@ -246,10 +246,9 @@ class _Live(torch.autograd.Function):
         end = join(states)
         learned = (end.w, end.short_term, end.long_term, end.level)
         constant = (end.mean, end.trace, end.beta, end.steps)
-        ctx.mark_non_differentiable(*constant)
-        told = (
-            torch.from_numpy(part) for part in (entropy, logit, lasts.h[: len(lives.cues), kept])
-        )
+        answer = lasts.h[: len(lives.cues), kept].copy()  # going back needs it as it is
+        told = [torch.from_numpy(part) for part in (entropy, logit, answer)]
+        ctx.mark_non_differentiable(*constant, *(told[-1:] if not len(answer) else ()))
         return (*learned, *told, *constant)
 
     @staticmethod

@@ -1246,7 +1246,7 @@ def live(
         beta: takes β after each step, ``(steps,)``.
         segment: steps between two checkpoints; 0: none.
         checkpoints: takes the state before each segment, ``(segments, ...)``.
-        lasts: takes what the last step of each leaves behind, ``(segments, ...)``.
+        lasts: takes what the last step of each leaves behind, ``(segments, ...)`` or more.
         memory: ``memory_for`` the genome.
     """
     state, theta, innate = borrowed_state(state), borrowed_theta(theta), borrowed(innate)

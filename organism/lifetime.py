@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from organism import fused
-from organism.cortex import CortexState, newborn, respond, step
+from organism.cortex import CortexState, check_teacher, newborn, respond, step
 from organism.genome import Genome
 
 
@@ -51,16 +51,21 @@ def live(
         target: y of teacher forcing, ``(batch, d_hidden)``, the same at every step [D26 §5.2], or
             one a step, ``(steps, batch, d_hidden)``.
         teacher_ratios: ρ of each step; None: 0 throughout, as in the daemon.
-        cues: what each is asked at its end, ``(batch, d_in)``: ``respond``, but without a gradient
-            of W in between.
+        cues: what each is asked at its end, ``(batch, d_in)``: ``respond`` of the last state; on
+            the kernels the cotangent of W in between is never formed.
 
     Raises:
-        ValueError: as many ratios as steps are needed, and a target with any ratio above 0.
+        ValueError: as many ratios as steps are needed, a target with any ratio above 0, and no
+            ratio above 0 with recruitment; or there is not one cue a lifetime.
     """
     steps, batch, _ = inputs.shape
     ratios = [0.0] * steps if teacher_ratios is None else list(teacher_ratios)
     if len(ratios) != steps:
         raise ValueError(f"{len(ratios)} teacher ratios for {steps} steps: give one a step")
+    if any(ratios):
+        check_teacher(genome, target, max(ratios))
+    if cues is not None and cues.shape != inputs.shape[1:]:
+        raise ValueError(f"cues of {tuple(cues.shape)} for {tuple(inputs.shape[1:])}: one each")
     state = newborn(genome, batch) if state is None else state
     constants = (inputs, target, cues, *(getattr(state, f.name) for f in fields(CortexState)))
     if fused.fusable(genome, constants):

@@ -82,9 +82,9 @@ def _lived(
     genome, task = run.genome, ProjectionTask(config.projection, config.genome, seed)
     cues, targets = (part[:_PAIRS] for part in task.fresh)
     with torch.no_grad():
-        lived = task.learn(genome, cues, targets, {}).state
-        reached = _nmse(respond(genome, lived, cues), targets)
-    memories = {"short_term": lived.short_term, "long_term": lived.long_term}
+        lived = task.learn(genome, cues, targets, {})
+        reached = _nmse(lived.answer, targets)
+    memories = {"short_term": lived.state.short_term, "long_term": lived.state.long_term}
     start = replace(newborn(genome, len(cues)), **memories)
     return genome, start, (cues, targets), reached
 
