@@ -608,8 +608,7 @@ def _through_panel(
         g_b2 += total
         through_w += along
         products[i] += product
-        if below > i:
-            products[below] += product_below
+        products[below] += product_below
     for k in range(count):
         c, by_post = step_size * units[k, OUT_WEIGHT], dot(over_rows[k], u)
         gradient.units[k, POST_WEIGHT] += c * by_post
